@@ -1,0 +1,211 @@
+"""How fast and how big: latency, throughput and memory of models, measured in turns.
+
+Each model lives in a fresh process of its own that loads it, and measures only when it is told to, so that the models
+take turns (A B A B) on an otherwise idle machine and a drift of its speed meets all of them alike. Latency is host
+array in, host array out, by one clock (time.perf_counter) whatever the runtime.
+
+Run as `python -m engines.benchmark MODEL RUNTIME BATCH THREADS` this file is such a process.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any, Callable, Dict, List, Optional, Sequence
+
+import numpy as np
+
+import engines
+from engines.errors import UserError
+
+ROUNDS = 5  # turns of each model
+MINIMUM_RUNS = 200  # of each model, over all turns
+WARM_UP_SECONDS = 0.5
+WARM_UP_RUNS = 10
+INPUTS = 4  # different random images, taken in turn
+
+
+class Worker:
+    """A process that holds one model. Use as a context manager."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Start `command`, which must call `serve`, and wait until its model is loaded and warm.
+
+        Raises:
+            UserError: the model cannot be loaded; with the process's own message.
+        """
+        root = str(Path(__file__).resolve().parents[1])
+        paths = [root] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+        self._process = subprocess.Popen(
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input: IO[str] = self._process.stdin
+        self._output: IO[str] = self._process.stdout
+        self.description = self._answer()
+
+    def measure(self, seconds: float) -> List[float]:
+        """Run the model for about `seconds`; the latency of each run in ms."""
+        latencies: List[float] = self._ask(f"run {seconds}")["latency_ms"]
+        return latencies
+
+    def memory(self) -> Dict[str, float]:
+        """`ram_mb` and `ram_peak_mb` of the process (resident set), in units of 10^6 bytes."""
+        return self._ask("memory")
+
+    def close(self) -> None:
+        """End the process; may be called twice."""
+        if self._process.poll() is None:
+            with contextlib.suppress(BrokenPipeError):
+                self._input.close()
+            self._process.wait(timeout=60)
+        self._output.close()
+
+    def _ask(self, line: str) -> Dict[str, Any]:
+        try:
+            self._input.write(line + "\n")
+            self._input.flush()
+        except BrokenPipeError:
+            pass
+        return self._answer()
+
+    def _answer(self) -> Dict[str, Any]:
+        line = self._output.readline()
+        if not line:
+            self._process.wait()
+            raise UserError(f"the measuring process ended with code {self._process.returncode}")
+        answer: Dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            self._process.wait()
+            raise UserError(answer["error"])
+        return answer
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def worker_command(path: str, runtime: Optional[str], batch: int, threads: Optional[int]) -> List[str]:
+    """The command of a process that measures a model file that `engines.load` can load."""
+    return [sys.executable, "-m", "engines.benchmark", path, runtime or "", str(batch), str(threads or 0)]
+
+
+def benchmark(
+    paths: Sequence[str],
+    commands: Sequence[Sequence[str]],
+    seconds: float,
+    progress: Callable[[], object] = lambda: None,
+) -> List[Dict[str, Any]]:
+    """Measure models in turns; a report for each, with the keys of `uad bench --json`.
+
+    Args:
+        paths: model files, in the order of the report; one may come twice.
+        commands: the command of each one's process.
+        seconds: of measuring for each model, at least; also at least `MINIMUM_RUNS` runs.
+        progress: called after each of the `ROUNDS` rounds.
+
+    Raises:
+        UserError: a model cannot be loaded.
+    """
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(command)) for command in commands]
+        latencies: List[List[float]] = [[] for _ in workers]
+        for turn in range(ROUNDS):
+            for worker, measured in zip(workers, latencies):
+                measured += worker.measure(seconds / ROUNDS)
+                wanted = MINIMUM_RUNS * (turn + 1) // ROUNDS
+                while len(measured) < wanted:
+                    measured += worker.measure(0.2)
+            progress()
+        reports = []
+        for path, worker, measured in zip(paths, workers, latencies):
+            report = dict(worker.description, model=path, **summarize(measured, worker.description["batch"]))
+            report.update(worker.memory())
+            report["file_mb"] = Path(path).stat().st_size / 1e6
+            report["ratio_to_first"] = report["latency_ms"]["p50"] / (reports or [report])[0]["latency_ms"]["p50"]
+            reports.append(report)
+        return reports
+
+
+def summarize(latencies: Sequence[float], batch: int) -> Dict[str, Any]:
+    """Percentiles of latencies in ms, and images a second at the mean latency, one run after another."""
+    values = np.asarray(latencies)
+    p50, p90, p99 = (float(value) for value in np.percentile(values, [50, 90, 99]))
+    latency = {"p50": p50, "p90": p90, "p99": p99, "max": float(values.max()), "mean": float(values.mean())}
+    return {"latency_ms": latency, "runs": len(values), "images_per_second": 1000.0 * batch / latency["mean"]}
+
+
+def serve(load: Callable[[], engines.Engine], threads: Optional[int]) -> None:
+    """Hold one model and measure it when a line on stdin says so; answers are lines of JSON on stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a runtime prints goes to stderr
+
+    def answer(values: Dict[str, Any]) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    try:
+        start = time.perf_counter()
+        engine = load()
+        load_seconds = time.perf_counter() - start
+    except UserError as error:
+        answer({"error": str(error)})
+        return
+    images = np.random.default_rng(0).integers(
+        0, 256, (INPUTS, engine.batch, engine.info.height, engine.info.width, 3), np.uint8
+    )
+    _measure(engine, images, WARM_UP_SECONDS, WARM_UP_RUNS)
+    answer(
+        {
+            "runtime": engine.runtime,
+            "precision": engine.info.precision,
+            "arithmetic": engine.arithmetic,
+            "batch": engine.batch,
+            "threads": threads,
+            "load_s": load_seconds,
+            "device_mem_mb": None,
+        }
+    )
+    for line in sys.stdin:
+        order = line.split()
+        if order[0] == "memory":
+            answer(_memory())
+        else:
+            _measure(engine, images, 0.0, 2)  # the caches are cold after the others' turns
+            answer({"latency_ms": _measure(engine, images, float(order[1]), 1)})
+
+
+def _measure(engine: engines.Engine, images: np.ndarray, seconds: float, runs: int) -> List[float]:
+    """Run for at least `seconds` and `runs`; the latency of each run in ms."""
+    latencies: List[float] = []
+    end = time.perf_counter() + seconds
+    while len(latencies) < runs or time.perf_counter() < end:
+        image = images[len(latencies) % len(images)]
+        start = time.perf_counter()
+        engine.run(image)
+        latencies.append(1000.0 * (time.perf_counter() - start))
+    return latencies
+
+
+def _memory() -> Dict[str, float]:
+    """Resident memory of this process from Linux's /proc/self/status; its peak counts from the program's start."""
+    status = Path("/proc/self/status").read_text()
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.startswith("Vm")}
+    return {"ram_mb": kilobytes["VmRSS"] * 1024 / 1e6, "ram_peak_mb": kilobytes["VmHWM"] * 1024 / 1e6}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve one model; see the module."""
+    path, runtime, batch, threads = arguments
+    count = int(threads) or None
+    serve(lambda: engines.load(path, runtime or None, batch=int(batch), threads=count), count)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

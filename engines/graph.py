@@ -1,0 +1,124 @@
+"""Reading and writing ONNX graphs: the small vocabulary that engines, quantization, float16 and the checks share.
+
+Imports onnx, so the modules of `engines` import this one where they need it.
+
+The exporter names a node after the submodule it comes from, so `/normalize/...` is the input normalisation,
+`/head/...` the distance head, and all between them is the backbone, whose precision may change.
+"""
+
+from pathlib import Path
+from typing import Dict, List, Optional, Union
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from engines.errors import ModelFileError
+from engines.files import replacing
+from engines.metadata import KEY, ModelInfo
+
+NORMALIZE = "/normalize/"
+HEAD = "/head/"
+
+
+def load_model(path: Union[str, Path]) -> onnx.ModelProto:
+    """Load an ONNX file.
+
+    Raises:
+        ModelFileError: it is missing or damaged.
+    """
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such file") from error
+    except Exception as error:  # protobuf's own error classes differ between its versions
+        raise ModelFileError(f"{path} is not an ONNX file, or is damaged: export it again") from error
+
+
+def info_of(model: onnx.ModelProto, path: Union[str, Path]) -> ModelInfo:
+    """The description inside a loaded model; `path` is named in errors.
+
+    Raises:
+        ModelFileError: it is not a model of this project.
+    """
+    for entry in model.metadata_props:
+        if entry.key == KEY:
+            return ModelInfo.from_json(entry.value, path)
+    raise ModelFileError(f"{path} is not a model of uad (no '{KEY}' in its metadata): make one with uad export")
+
+
+def save_model(model: onnx.ModelProto, info: ModelInfo, path: Union[str, Path]) -> None:
+    """Check the graph, put the description into it, and write it whole or not at all."""
+    del model.metadata_props[:]
+    model.metadata_props.add(key=KEY, value=info.to_json())
+    onnx.checker.check_model(model)
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def in_backbone(node: onnx.NodeProto) -> bool:
+    """Whether a node lies between the input normalisation and the distance head."""
+    return not node.name.startswith((NORMALIZE, HEAD))
+
+
+def constants(model: onnx.ModelProto) -> Dict[str, np.ndarray]:
+    """Tensor name -> value, of every initializer."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def producers(model: onnx.ModelProto) -> Dict[str, onnx.NodeProto]:
+    """Tensor name -> the node that computes it."""
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def consumers(model: onnx.ModelProto) -> Dict[str, List[onnx.NodeProto]]:
+    """Tensor name -> the nodes that read it, in graph order, each once."""
+    readers: Dict[str, List[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in dict.fromkeys(node.input):
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def attribute(node: onnx.NodeProto, name: str) -> Optional[object]:
+    """The value of an attribute, or None where the node leaves it to its default."""
+    for entry in node.attribute:
+        if entry.name == name:
+            value: object = onnx.helper.get_attribute_value(entry)
+            return value
+    return None
+
+
+def rename_input(node: onnx.NodeProto, old: str, new: str) -> None:
+    """Make a node read `new` wherever it reads `old`."""
+    for index, name in enumerate(node.input):
+        if name == old:
+            node.input[index] = new
+
+
+def remove_unused_constants(model: onnx.ModelProto) -> None:
+    """Drop the initializers that no node reads."""
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Put nodes in an order in which each follows what it reads, as ONNX demands; otherwise the order is kept."""
+    known = {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input} | {""}
+    waiting = list(model.graph.node)
+    ordered: List[onnx.NodeProto] = []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in known for name in node.input):
+                ordered.append(node)
+                known.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            raise ValueError(f"the graph has a cycle, or reads a tensor nobody computes, at {later[0].name}")
+        waiting = later
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)

@@ -1,0 +1,76 @@
+"""What a model file says of itself: everything a runtime needs to judge an image travels inside it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+from engines.errors import ModelFileError
+
+KEY = "uad"  # the key of the ONNX file's metadata_props that holds ModelInfo as JSON
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """The description that travels in the ONNX file (and as `engine.plan.json` beside a plan)."""
+
+    model: str  # the method, such as "stfpm"
+    backbone: str
+    classes: List[str]  # the kinds of parts the model was trained on
+    thresholds: Dict[str, float]  # class -> an image of this class is defective where score > threshold
+    threshold: float  # the same for an image whose class is not known
+    threshold_rule: str  # how the thresholds were chosen
+    height: int  # of the input, pixels
+    width: int
+    resize: str  # the rule that makes a photograph height x width
+    map_stride: int  # input pixels for each pixel of the anomaly map
+    precision: str = "fp32"  # fp32, fp16 or int8: of everything but the distance head, which is float32
+    calibration: Optional[Dict[str, Any]] = None  # calibrator, images, seed; None for a float model
+    # Output of a convolution before a residual Add -> its INT8 scale. The graph leaves these tensors in float, because
+    # TensorRT and OpenVINO fuse the Add; ONNX Runtime cannot and quantizes them (engines/unsigned.py).
+    residual_scales: Dict[str, float] = dataclasses.field(default_factory=dict)
+    checkpoint_sha256: str = ""
+    versions: Dict[str, str] = dataclasses.field(default_factory=dict)  # package -> version that wrote the file
+    format: int = FORMAT
+
+    @property
+    def size(self) -> Tuple[int, int]:
+        """(height, width) of the input, pixels."""
+        return self.height, self.width
+
+    def threshold_of(self, class_name: Optional[str]) -> float:
+        """The threshold of a class, or the global one where the class is None or not known to the model."""
+        return self.thresholds.get(class_name, self.threshold) if class_name else self.threshold
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, path: Union[str, Path]) -> "ModelInfo":
+        """Read what `to_json` wrote; `path` is named in errors.
+
+        Raises:
+            ModelFileError: the text is not the description of a model, or of a newer format.
+        """
+        try:
+            values = json.loads(text)
+            known = {field.name for field in dataclasses.fields(cls)}
+            info = cls(**{key: value for key, value in values.items() if key in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelFileError(f"{path}: its description cannot be read ({error}): export it again") from error
+        if info.format > FORMAT:
+            raise ModelFileError(f"{path} has format {info.format}, this program reads {FORMAT}: update uad")
+        return info
+
+
+def read_info(path: Union[str, Path]) -> ModelInfo:
+    """Read the description of an ONNX file without starting a runtime.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or not a model of this project.
+    """
+    from engines.graph import info_of, load_model
+
+    return info_of(load_model(path), path)

@@ -1,0 +1,54 @@
+"""ONNX Runtime on a CPU: runs everywhere, the Jetson's Python 3.8 included."""
+
+import platform
+from typing import Optional
+
+import numpy as np
+
+from engines.base import Engine, Prediction
+from engines.errors import ModelFileError
+from engines.metadata import ModelInfo
+
+
+class OnnxRuntimeEngine(Engine):
+    """One session. An INT8 graph is rewritten for x86 as it is loaded: see `engines.unsigned`."""
+
+    runtime = "onnxruntime"
+    arithmetic = "f32"
+
+    def __init__(self, path: str, info: ModelInfo, *, batch: int = 1, threads: Optional[int] = None) -> None:
+        import onnxruntime
+
+        self.info = info
+        self.batch = batch
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        options.add_free_dimension_override_by_name("batch", batch)
+        try:
+            self._session = onnxruntime.InferenceSession(_model_for_here(path, info), options, ["CPUExecutionProvider"])
+        except ModelFileError:
+            raise
+        except Exception as error:  # onnxruntime raises classes of its own for each status code
+            raise ModelFileError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+
+    def run(self, images: np.ndarray) -> Prediction:
+        """See `Engine.run`."""
+        score, anomaly_map = self._session.run(["score", "anomaly_map"], {"image": images})
+        return Prediction(score, anomaly_map)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._session = None
+
+
+def _model_for_here(path: str, info: ModelInfo) -> bytes:
+    from engines.graph import load_model
+
+    model = load_model(path)
+    if info.precision == "int8" and platform.machine().lower() in ("x86_64", "amd64"):
+        from engines.unsigned import to_unsigned
+
+        model = to_unsigned(model, info.residual_scales)
+    serialized: bytes = model.SerializeToString()
+    return serialized

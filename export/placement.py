@@ -1,0 +1,120 @@
+"""Where Q/DQ goes: the one set of rules for post-training quantization and quantization-aware training.
+
+The rules are NVIDIA's for explicit quantization (TensorRT Developer Guide, 'Working with Quantized Types'), and were
+measured to be the fastest on OpenVINO too:
+
+1. the data input of every convolution (Conv, ConvTranspose) of the backbone, one scale a tensor;
+2. its weights, one scale for each output channel; its bias stays in float;
+3. the skip branch of a residual Add, so that the Add fuses with the convolution on the other branch. Nothing between
+   that convolution and its Add or activation (NVIDIA/TensorRT#1992, #4412);
+4. the input of a MaxPool whose output is quantized, with the scale of the output: pooling then runs in INT8, and
+   changes nothing, because rounding and taking the maximum commute.
+
+What stays in float: the input normalisation and the distance head, whose squared feature norms and small differences
+INT8 cannot hold; the head reads the features before they are quantized.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, List, Set
+
+import onnx
+
+from engines.graph import attribute, constants, consumers, in_backbone, producers
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A tensor that gets one Q/DQ pair, and who reads it after that pair."""
+
+    name: str
+    readers: List[str]  # node names
+    range_of: str  # the tensor whose range gives the scale; mostly `name` itself
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight that gets one scale for each output channel along `axis`."""
+
+    name: str
+    node: str
+    axis: int  # the axis that is kept
+
+
+def activations(model: onnx.ModelProto) -> List[QuantizedTensor]:
+    """Rules 1, 3 and 4, in graph order."""
+    made_by = producers(model)
+    read_by = consumers(model)
+    fixed = constants(model)
+    readers: Dict[str, List[str]] = {}
+    for node in model.graph.node:
+        if not in_backbone(node):
+            continue
+        if node.op_type in CONVOLUTIONS:
+            readers.setdefault(node.input[0], []).append(node.name)
+        elif node.op_type == "Add" and not any(name in fixed for name in node.input):
+            readers.setdefault(_skip_branch(node, made_by, read_by), []).append(node.name)
+    placed = []
+    for name, nodes in readers.items():
+        source = made_by.get(name)
+        if source is not None and source.op_type == "MaxPool" and in_backbone(source):
+            placed.append(QuantizedTensor(source.input[0], [source.name], range_of=name))
+        placed.append(QuantizedTensor(name, nodes, range_of=name))
+    return placed
+
+
+def unfused_residuals(model: onnx.ModelProto) -> List[str]:
+    """Outputs of convolutions that a residual Add reads in float, where the sum is quantized later.
+
+    Only ONNX Runtime, which cannot fuse the two, quantizes them (engines/unsigned.py). A sum that only the distance
+    head reads is left alone.
+    """
+    made_by = producers(model)
+    read_by = consumers(model)
+    skips = {tensor.name for tensor in activations(model)}
+    names = []
+    for node in model.graph.node:
+        if node.op_type == "Add" and in_backbone(node) and _is_quantized_later(node, read_by, skips):
+            for name in node.input:
+                if name in made_by and made_by[name].op_type in CONVOLUTIONS and name not in skips:
+                    names.append(name)
+    return names
+
+
+def weights(model: onnx.ModelProto) -> List[QuantizedWeight]:
+    """Rule 2, in graph order; a weight that several convolutions share comes once."""
+    fixed = constants(model)
+    placed: Dict[str, QuantizedWeight] = {}
+    for node in model.graph.node:
+        if node.op_type in CONVOLUTIONS and in_backbone(node) and node.input[1] in fixed:
+            grouped = (attribute(node, "group") or 1) != 1
+            if node.op_type == "ConvTranspose" and grouped:
+                continue  # output channels of a grouped ConvTranspose lie on two axes: left in float
+            axis = 0 if node.op_type == "Conv" else 1
+            placed.setdefault(node.input[1], QuantizedWeight(node.input[1], node.name, axis))
+    return list(placed.values())
+
+
+def _is_quantized_later(node: onnx.NodeProto, read_by: Dict[str, List[onnx.NodeProto]], quantized: Set[str]) -> bool:
+    """Whether a node's output, as it is or after its activation, gets a Q/DQ pair."""
+    name = node.output[0]
+    activated = [reader.output[0] for reader in read_by.get(name, []) if reader.op_type in ("Relu", "Clip")]
+    return name in quantized or any(output in quantized for output in activated)
+
+
+def _skip_branch(
+    add: onnx.NodeProto, made_by: Dict[str, onnx.NodeProto], read_by: Dict[str, List[onnx.NodeProto]]
+) -> str:
+    """The input of a residual Add that is not the convolution it fuses with.
+
+    Where both come from convolutions, the skip branch is the one whose convolution reads the block's input, which
+    others read too (a downsampling 1x1 convolution).
+    """
+    from_convolution = [name for name in add.input if name in made_by and made_by[name].op_type in CONVOLUTIONS]
+    if len(from_convolution) == 1:
+        return next(name for name in add.input if name != from_convolution[0])
+    for name in from_convolution:
+        if len(read_by[made_by[name].input[0]]) > 1:
+            return name
+    return add.input[1]

@@ -1,0 +1,167 @@
+"""Post-training quantization: a float32 ONNX file to the same graph with Q/DQ nodes, without torch.
+
+Calibration runs the float graph in ONNX Runtime, one image at a time, and keeps a histogram for each tensor.
+"""
+
+import dataclasses
+from typing import Dict, Iterable, List, Tuple
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from engines.graph import constants, in_backbone, remove_unused_constants, rename_input, sort_nodes
+from engines.metadata import ModelInfo
+from export import placement
+from export.calibrate import CALIBRATORS, Histogram, scale_from_amax
+from export.errors import CalibrationError, ExportError
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationReport:
+    """What was quantized and what was not."""
+
+    tensors: int  # activations with a Q/DQ pair
+    weights: int
+    float_nodes: List[str]  # convolutions left in float
+    dead: List[str]  # weights with channels that are all zero, and tensors that never left zero
+
+
+def quantize(
+    model: onnx.ModelProto, info: ModelInfo, images: Iterable[np.ndarray], calibrator: str
+) -> Tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
+    """Put Q/DQ pairs where `export.placement` says, with ranges from `images`.
+
+    Args:
+        model: the float32 graph that `export.onnx` writes; it is not changed.
+        info: its description.
+        images: (height, width, 3) uint8 each, of the model's input size.
+        calibrator: a name in `export.calibrate.CALIBRATORS`.
+
+    Returns:
+        The quantized graph, its description, and what was done.
+
+    Raises:
+        CalibrationError: no image, or activations that are not finite.
+        ExportError: an unknown calibrator, or a graph that is not float32.
+    """
+    if calibrator not in CALIBRATORS:
+        raise ExportError(f"unknown calibrator '{calibrator}': choose one of {', '.join(CALIBRATORS)}")
+    if info.precision != "fp32":
+        raise ExportError(f"the model is {info.precision} already: quantize the fp32 file it came from")
+    placed = {tensor.range_of for tensor in placement.activations(model)}
+    residuals = placement.unfused_residuals(model)
+    histograms = collect_histograms(model, sorted(placed.union(residuals)), images)
+    amax = {name: CALIBRATORS[calibrator](histogram) for name, histogram in histograms.items()}
+    quantized, report = insert_qdq(model, amax)
+    scales = {name: float(scale_from_amax(np.float64(amax[name]))) for name in residuals}
+    return quantized, dataclasses.replace(info, precision="int8", residual_scales=scales), report
+
+
+def collect_histograms(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarray]) -> Dict[str, Histogram]:
+    """Run the float graph over the images and count the values of the named tensors.
+
+    Raises:
+        CalibrationError: no image, or values that are not finite.
+    """
+    import onnxruntime
+
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    del observed.graph.output[:]
+    observed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(observed.SerializeToString(), options, ["CPUExecutionProvider"])
+    histograms = {name: Histogram() for name in names}
+    count = 0
+    for image in images:
+        for name, values in zip(names, session.run(names, {"image": image[None]})):
+            try:
+                histograms[name].update(values)
+            except ValueError as error:
+                raise CalibrationError(f"{name} is not finite on a calibration image: train the model again") from error
+        count += 1
+    if not count:
+        raise CalibrationError("there are no calibration images")
+    return histograms
+
+
+def insert_qdq(model: onnx.ModelProto, amax: Dict[str, float]) -> Tuple[onnx.ModelProto, QuantizationReport]:
+    """Write the Q/DQ pairs into a copy of a float32 graph.
+
+    Args:
+        model: the float32 graph.
+        amax: tensor name -> range, for the `range_of` of every tensor that `placement.activations` names.
+    """
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    del quantized.graph.value_info[:]
+    graph = quantized.graph
+    nodes = {node.name: node for node in graph.node}
+    dead = []
+    placed = placement.activations(model)
+    for tensor in placed:
+        if amax[tensor.range_of] == 0:
+            dead.append(tensor.name)
+        output = _add_qdq(graph, tensor.name, scale_from_amax(np.float64(amax[tensor.range_of])))
+        for reader in tensor.readers:
+            rename_input(nodes[reader], tensor.name, output)
+    values = constants(model)
+    weights = placement.weights(model)
+    for weight in weights:
+        if _add_weight_dq(graph, weight, values[weight.name]):
+            dead.append(weight.name)
+    sort_nodes(quantized)
+    remove_unused_constants(quantized)
+    done = {weight.node for weight in weights}
+    left = [
+        n.name
+        for n in model.graph.node
+        if n.op_type in placement.CONVOLUTIONS and in_backbone(n) and n.name not in done
+    ]
+    return quantized, QuantizationReport(len(placed), len(weights), left, dead)
+
+
+def _add_qdq(graph: onnx.GraphProto, name: str, scale: np.ndarray) -> str:
+    """Add QuantizeLinear and DequantizeLinear after a tensor; returns the name of their output."""
+    scale_name, zero_name, integer, output = (f"{name}{end}" for end in ("_scale", "_zero_point", "_int8", "_dq"))
+    graph.initializer.append(numpy_helper.from_array(scale, scale_name))
+    graph.initializer.append(numpy_helper.from_array(np.int8(0), zero_name))
+    parameters = [scale_name, zero_name]
+    graph.node.append(onnx.helper.make_node("QuantizeLinear", [name, *parameters], [integer], name=f"{name}/Q"))
+    graph.node.append(onnx.helper.make_node("DequantizeLinear", [integer, *parameters], [output], name=f"{name}/DQ"))
+    return output
+
+
+def _add_weight_dq(graph: onnx.GraphProto, weight: placement.QuantizedWeight, values: np.ndarray) -> bool:
+    """Store a weight as INT8 with a DequantizeLinear behind it; returns whether a channel was all zero."""
+    name = weight.name
+    amax = np.abs(values).max(axis=tuple(axis for axis in range(values.ndim) if axis != weight.axis))
+    scale = scale_from_amax(amax)
+    shape = [-1 if axis == weight.axis else 1 for axis in range(values.ndim)]
+    integers = np.clip(np.rint(values / scale.reshape(shape)), -127, 127).astype(np.int8)
+    graph.initializer.append(numpy_helper.from_array(integers, f"{name}_int8"))
+    graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros(len(scale), np.int8), f"{name}_zero_point"))
+    inputs = [f"{name}_int8", f"{name}_scale", f"{name}_zero_point"]
+    graph.node.append(
+        onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], name=f"{name}/DQ", axis=weight.axis)
+    )
+    for node in graph.node:
+        if node.op_type in placement.CONVOLUTIONS:
+            rename_input(node, name, f"{name}_dq")
+    return bool((amax == 0).any())
+
+
+def random_normal_images(info: ModelInfo, count: int, seed: int) -> Iterable[np.ndarray]:
+    """Images whose normalised pixels are standard normal, as in Jena et al., 2024 (arXiv 2407.02968), section on PTQ.
+
+    The graph takes uint8, so the values are mapped through ImageNet's mean and std, rounded, and clipped to [0, 255].
+    """
+    random = np.random.default_rng(seed)
+    mean = 255.0 * np.array([0.485, 0.456, 0.406], np.float32)
+    std = 255.0 * np.array([0.229, 0.224, 0.225], np.float32)
+    for _ in range(count):
+        pixels = random.standard_normal((info.height, info.width, 3), np.float32) * std + mean
+        yield np.clip(np.rint(pixels), 0, 255).astype(np.uint8)

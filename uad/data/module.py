@@ -1,0 +1,83 @@
+"""The training data of one model: good images of all the classes, decoded and resized once, held in memory."""
+
+from pathlib import Path
+from typing import List, Optional
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from uad.data.folder import Sample, check_samples, find_classes, hold_out, load_images, test_samples, train_samples
+from uad.progress import progress
+
+
+class AnomalyData(LightningDataModule):
+    """Good images for training, with a seeded part held out for the loss that picks a checkpoint and for thresholds.
+
+    A batch is (N, height, width, 3) uint8, RGB. Memory: height * width * 3 bytes an image.
+
+    Args:
+        root: folder of classes, of one class, or of good images (see `uad.data.folder`).
+        classes: which classes; all that are found if not given.
+        image_size: height and width of the model's input, pixels.
+        batch_size: images in a training step.
+        held_out: part of the good images of each class that is held out.
+        seed: of the split.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        classes: Optional[List[str]] = None,
+        image_size: int = 256,
+        batch_size: int = 16,
+        held_out: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.root = root
+        self.classes = classes
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.held_out = held_out
+        self.seed = seed
+        self.held_out_samples: List[Sample] = []
+
+    def check(self) -> None:
+        """Check every file before any training: decode the good images, which are kept, and the test images and masks.
+
+        Raises:
+            DataError: names all that cannot be used.
+        """
+        self.setup("fit")
+        samples = test_samples(self.root, self.classes)
+        with progress("Checking test images", len(samples)) as step:
+            check_samples(samples, step)
+
+    def setup(self, stage: str) -> None:
+        """Decode the good images.
+
+        Raises:
+            DataError: names all that cannot be read.
+        """
+        if self.held_out_samples:
+            return
+        training, self.held_out_samples = hold_out(train_samples(self.root, self.classes), self.held_out, self.seed)
+        size = (self.image_size, self.image_size)
+        with progress("Reading good images", len(training) + len(self.held_out_samples)) as step:
+            self.training_images = torch.from_numpy(load_images(training, size, step))
+            self.held_out_images = torch.from_numpy(load_images(self.held_out_samples, size, step))
+
+    def class_names(self) -> List[str]:
+        """The classes, by name."""
+        return list(find_classes(self.root, self.classes))
+
+    def train_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
+        """Shuffled training images; an incomplete last batch is dropped where there is a complete one."""
+        dataset = TensorDataset(self.training_images)
+        return DataLoader(dataset, self.batch_size, shuffle=True, drop_last=len(dataset) > self.batch_size)
+
+    def val_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
+        """The held-out good images."""
+        return DataLoader(TensorDataset(self.held_out_images), self.batch_size)

@@ -1,0 +1,98 @@
+"""`uad doctor`: what is installed, which runtimes work here, and what to do about the rest."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import List, Tuple
+
+import engines
+
+# What each package is for, and what installs it.
+PACKAGES = {
+    "export and calibration": (
+        "uad",
+        ("numpy", "pillow", "onnx", "onnxruntime", "scikit-learn", "jsonargparse", "rich"),
+    ),
+    "training": (
+        "uad[train]",
+        ("torch", "torchvision", "lightning", "torchmetrics", "pytorch-quantization"),
+    ),
+    "the fastest runtime on a CPU": ("uad[openvino]", ("openvino",)),
+}
+
+
+def diagnose() -> str:
+    """A readable report, one line for each package and each runtime."""
+    lines = [f"Python {platform.python_version()} on {platform.platform()}, {_processor()}"]
+    for purpose, (extra, packages) in PACKAGES.items():
+        found = [(name, _version(name)) for name in packages]
+        missing = [name for name, number in found if number is None]
+        lines.append(f"{purpose}: " + (f"missing {', '.join(missing)}: pip install '{extra}'" if missing else "ready"))
+        lines += [f"  {name} {number}" for name, number in found if number is not None]
+    lines.append("runtimes:")
+    lines += [f"  {name}: {answer}" for name, answer in _runtimes()]
+    return "\n".join(lines)
+
+
+def _runtimes() -> List[Tuple[str, str]]:
+    installed = engines.installed_runtimes()
+    return [
+        (name, _try(name) if name in installed else f"not installed: pip install {name}") for name in engines.RUNTIMES
+    ]
+
+
+def _try(runtime: str) -> str:
+    """Whether a runtime loads and runs a tiny model."""
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+
+    from engines.graph import save_model
+    from engines.metadata import ModelInfo
+
+    info = ModelInfo("doctor", "none", [], {}, 0.0, "", 8, 8, "", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "doctor.onnx"
+        save_model(_tiny_model(), info, path)
+        try:
+            with engines.load(path, runtime) as engine:
+                score = engine.infer(np.full((1, 8, 8, 3), 7, np.uint8)).score
+        except Exception as error:  # whatever a broken installation raises is what the user needs to read
+            return f"does not work ({type(error).__name__}: {str(error).splitlines()[0]})"
+    return "works" if score[0] == 7.0 else f"computes wrongly ({score[0]} for 7)"
+
+
+def _tiny_model():  # type: ignore[no-untyped-def]
+    """An onnx.ModelProto with the project's inputs and outputs: map = mean of channels, score = maximum of map."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], name="/head/Cast", to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["anomaly_map"], name="/head/Mean", axes=[3], keepdims=0),
+        helper.make_node("ReduceMax", ["anomaly_map"], ["score"], name="/head/Max", axes=[1, 2], keepdims=0),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 8, 8, 3])
+    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"])
+    anomaly_map = helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 8, 8])
+    graph = helper.make_graph(nodes, "doctor", [image], [score, anomaly_map])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _version(package: str) -> "str | None":
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """Model name and the instruction sets that matter for INT8, from /proc/cpuinfo where there is one."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+    except OSError:
+        return platform.machine()
+    fields = {key.strip(): value.strip() for key, value in lines.items()}
+    flags = set(fields.get("flags", "").split())
+    useful = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8", "asimddp") if flag in flags]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(useful) or 'no INT8 instructions found'})"

@@ -1,0 +1,158 @@
+"""How right a model is: accuracy on test images, and agreement with a reference model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import numpy as np
+
+from engines import Engine, Prediction
+from uad.data.folder import Sample, load_images, read_mask
+from uad.errors import DataError
+from uad.metrics import PixelCurve, best_f1, image_auroc, spearman
+
+FIGURES = ("image_auroc", "pixel_auroc", "aupro", "image_f1")
+
+
+@dataclasses.dataclass
+class ScoredImage:
+    """One test image as a model, and perhaps a reference, sees it."""
+
+    sample: Sample
+    score: float
+    threshold: float
+    reference_score: Optional[float] = None
+    reference_threshold: float = 0.0
+    max_abs_map_diff: float = 0.0
+
+    @property
+    def flipped(self) -> bool:
+        """Whether the reference, at its own threshold, decides otherwise."""
+        if self.reference_score is None:
+            return False
+        return (self.score > self.threshold) != (self.reference_score > self.reference_threshold)
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What `evaluate` found: a report with the keys of `uad test --json`, and every score."""
+
+    report: Dict[str, Any]
+    images: List[ScoredImage]
+
+
+def evaluate(
+    engine: Engine,
+    samples: Sequence[Sample],
+    reference: Optional[Engine] = None,
+    progress: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """Judge every sample and compute image AUROC, pixel AUROC, AUPRO (to 30% false positives) and best F1.
+
+    Pixel figures are at the model's input size: maps are enlarged bilinearly, masks resized by nearest neighbour. An
+    image with a defect but no mask counts for image figures only; good images of a class with masks count as all good.
+
+    Memory: one batch of images, and 24 MB for each class (see `PixelCurve`), whatever the number of images.
+
+    Raises:
+        DataError: there are no samples.
+    """
+    if not samples:
+        raise DataError("there are no test images: expected CLASS/test/good/*.png and CLASS/test/<defect>/*.png")
+    images: List[ScoredImage] = []
+    classes: Dict[str, Any] = {}
+    for name in sorted({sample.class_name for sample in samples}):
+        members = [sample for sample in samples if sample.class_name == name]
+        curve = PixelCurve() if any(sample.mask for sample in members) else None
+        scored: List[ScoredImage] = []
+        for start in range(0, len(members), engine.batch):
+            part = members[start : start + engine.batch]
+            scored += _judge(part, engine, reference, curve)
+            for _ in part:
+                progress()
+        classes[name] = _figures(scored, curve)
+        images += scored
+    report: Dict[str, Any] = {key: _mean([figures[key] for figures in classes.values()]) for key in FIGURES}
+    report["classes"] = classes
+    if reference is not None:
+        report["agreement"] = _agreement(images)
+    return Evaluation(report, images)
+
+
+def _judge(
+    samples: Sequence[Sample], engine: Engine, reference: Optional[Engine], curve: Optional[PixelCurve]
+) -> List[ScoredImage]:
+    pixels = load_images(samples, engine.info.size)
+    prediction = engine.infer(pixels)
+    other: Optional[Prediction] = reference.infer(pixels) if reference is not None else None
+    scored = []
+    for index, sample in enumerate(samples):
+        image = ScoredImage(sample, float(prediction.score[index]), engine.info.threshold_of(sample.class_name))
+        if reference is not None and other is not None:
+            image.reference_score = float(other.score[index])
+            image.reference_threshold = reference.info.threshold_of(sample.class_name)
+            difference = np.abs(prediction.anomaly_map[index] - other.anomaly_map[index])
+            image.max_abs_map_diff = float(difference.max())
+        scored.append(image)
+        if curve is not None and (sample.mask is not None or not sample.is_defect):
+            size = engine.info.size
+            mask = read_mask(sample.mask, size) if sample.mask is not None else np.zeros(size, bool)
+            curve.update(enlarge(prediction.anomaly_map[index], size), mask)
+    return scored
+
+
+def enlarge(anomaly_map: np.ndarray, size: "tuple[int, int]") -> np.ndarray:
+    """Enlarge an anomaly map (h, w) float32 bilinearly to `size` (height, width)."""
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(anomaly_map, np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def _figures(scored: Sequence[ScoredImage], curve: Optional[PixelCurve]) -> Dict[str, Any]:
+    scores = np.array([image.score for image in scored])
+    defects = np.array([image.sample.is_defect for image in scored])
+    figures: Dict[str, Any] = {
+        "image_auroc": image_auroc(scores, defects),
+        "pixel_auroc": curve.auroc() if curve else None,
+        "aupro": curve.aupro() if curve else None,
+        "image_f1": best_f1(scores, defects),
+        "n_good": int((~defects).sum()),
+        "n_bad": int(defects.sum()),
+        "n_masks": sum(image.sample.mask is not None for image in scored),
+    }
+    if scored[0].reference_score is not None:
+        figures["agreement"] = _agreement(scored)
+    return figures
+
+
+def _agreement(scored: Sequence[ScoredImage]) -> Dict[str, Any]:
+    scores = np.array([image.score for image in scored])
+    reference = np.array([image.reference_score for image in scored], np.float64)
+    return {
+        "spearman": spearman(scores, reference),
+        "max_abs_map_diff": max(image.max_abs_map_diff for image in scored),
+        "flipped": float(np.mean([image.flipped for image in scored])),
+    }
+
+
+def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
+
+
+def write_scores(path: Path, images: Sequence[ScoredImage]) -> None:
+    """Write every score as CSV: image, class, kind, score, threshold, decision, and the reference's score if any."""
+    import csv
+
+    from engines.files import replacing
+
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "class", "kind", "score", "threshold", "decision", "reference_score"])
+        for image in images:
+            sample = image.sample
+            decision = "defect" if image.score > image.threshold else "good"
+            reference = "" if image.reference_score is None else image.reference_score
+            row = [sample.path, sample.class_name, sample.kind, image.score, image.threshold, decision, reference]
+            writer.writerow(row)

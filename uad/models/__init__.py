@@ -1,0 +1,14 @@
+"""The models of the project, one file each.
+
+A model is a LightningModule with
+    `network`       (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, h, w), float32: exactly what is exported,
+                    with submodules `normalize` and `head` that stay in float32
+    `config`        the arguments of its constructor
+    `calibrate`     fits what the head must know of good images, after training
+"""
+
+from typing import Dict, Type
+
+from uad.models.stfpm import STFPM
+
+MODELS: Dict[str, Type[STFPM]] = {"stfpm": STFPM}

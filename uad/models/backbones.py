@@ -1,0 +1,106 @@
+"""Feature pyramids of torchvision's classification networks."""
+
+import dataclasses
+from pathlib import Path
+from typing import Callable, Dict, List, Tuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from uad.errors import CheckpointError, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A network, and the layers whose outputs make the pyramid at 1/4, 1/8 and 1/16 of the input."""
+
+    build: Callable[..., nn.Module]
+    imagenet: torchvision.models.WeightsEnum
+    layers: Tuple[str, str, str]
+    channels: Tuple[int, int, int]
+
+
+# ResNets as in the STFPM paper (the last block is left out); MobileNetV2 at the layers of anomalib and ADer's runs.
+BACKBONES: Dict[str, Backbone] = {
+    "resnet18": Backbone(
+        torchvision.models.resnet18,
+        torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
+        ("layer1", "layer2", "layer3"),
+        (64, 128, 256),
+    ),
+    "wide_resnet50_2": Backbone(
+        torchvision.models.wide_resnet50_2,
+        torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
+        ("layer1", "layer2", "layer3"),
+        (256, 512, 1024),
+    ),
+    "mobilenet_v2": Backbone(
+        torchvision.models.mobilenet_v2,
+        torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1,
+        ("features.3", "features.6", "features.13"),
+        (24, 32, 96),
+    ),
+}
+
+
+class FeaturePyramid(nn.Module):
+    """(N, 3, H, W) normalised image -> features at 1/4, 1/8 and 1/16 of H and W.
+
+    Args:
+        backbone: a name in `BACKBONES`.
+        weights: "imagenet" (from torchvision's hub), "none" (random), or the path of a torchvision state dict.
+
+    Raises:
+        UserError: an unknown backbone, or weights that cannot be had or do not fit.
+    """
+
+    def __init__(self, backbone: str, weights: str) -> None:
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise UserError(f"unknown backbone '{backbone}': choose one of {', '.join(BACKBONES)}")
+        network = BACKBONES[backbone].build(weights=None)
+        if weights != "none":
+            _load_weights(network, backbone, weights)
+        self.body = create_feature_extractor(network, list(BACKBONES[backbone].layers))
+
+    def forward(self, image: Tensor) -> List[Tensor]:
+        """See the class."""
+        return list(self.body(image).values())
+
+
+def _load_weights(network: nn.Module, backbone: str, weights: str) -> None:
+    if weights == "imagenet":
+        try:
+            state = BACKBONES[backbone].imagenet.get_state_dict(progress=True, check_hash=True)
+        except OSError as error:
+            raise UserError(
+                f"the ImageNet weights of {backbone} cannot be downloaded ({error}): "
+                "give a torchvision state dict with --model.weights FILE"
+            ) from error
+    else:
+        state = load_safely(Path(weights))
+    try:
+        network.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        )
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(f"{weights} does not hold torchvision weights of {backbone}") from error
+
+
+def load_safely(path: Path) -> Dict[str, Tensor]:
+    """Read a file of tensors and plain values; code inside it is never run.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or a pickle with code in it.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, UnpicklingError and others
+        raise CheckpointError(f"{path} is damaged, or holds more than tensors and plain values: not loaded") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no dictionary of tensors")
+    return content

@@ -1,0 +1,130 @@
+"""Decisions on image files: predictions.csv, predictions.json, and an overlay for each image."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Callable, List, Optional, Sequence
+
+import numpy as np
+
+from engines import Engine
+from engines.errors import UserError
+from engines.files import replacing
+from engines.images import SUFFIXES, read_image, resize
+from uad.evaluate import enlarge
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What the model says of one image file; the columns of predictions.csv."""
+
+    image: str
+    class_name: str  # "" where it is not known; then the global threshold serves
+    score: float
+    threshold: float
+    decision: str  # "defect" where score > threshold, or "good"
+    overlay: str  # path of the overlay
+
+
+def find_images(inputs: Sequence[Path]) -> List[Path]:
+    """The image files among the inputs and, recursively, in the folders among them, without duplicates.
+
+    Raises:
+        UserError: an input does not exist, or there is no image.
+    """
+    found: List[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found += sorted(file for file in inside if not file.name.startswith("."))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    if not found:
+        raise UserError(f"no images in {', '.join(map(str, inputs))}: expected {' '.join(SUFFIXES)}")
+    return list(dict.fromkeys(found))
+
+
+def predict(
+    engine: Engine,
+    images: Sequence[Path],
+    out: Path,
+    class_name: Optional[str] = None,
+    progress: Callable[[], object] = lambda: None,
+) -> List[Decision]:
+    """Judge images and write `out`/predictions.csv, `out`/predictions.json and `out`/overlays/*.png.
+
+    Args:
+        engine: the model.
+        images: image files of any size.
+        out: folder, made if needed.
+        class_name: class of all the images; by default a folder of the image's path that has a class's name gives it.
+        progress: called after each image.
+
+    Raises:
+        ImageFileError: a file cannot be read.
+        UserError: an unknown class.
+    """
+    if class_name is not None and class_name not in engine.info.thresholds:
+        raise UserError(f"unknown class '{class_name}': the model knows {', '.join(engine.info.thresholds)}")
+    decisions = []
+    for number, path in enumerate(images):
+        photograph = read_image(path)
+        prediction = engine.infer(resize(photograph, engine.info.size)[None])
+        name = class_name or _class_of(path, engine.info.classes)
+        threshold = engine.info.threshold_of(name)
+        score = float(prediction.score[0])
+        file = out / "overlays" / f"{number:05d}_{path.stem}.png"
+        _write_png(file, overlay(photograph, prediction.anomaly_map[0], threshold))
+        decision = "defect" if score > threshold else "good"
+        decisions.append(Decision(str(path), name or "", score, threshold, decision, str(file)))
+        progress()
+    _write_tables(out, decisions)
+    return decisions
+
+
+def overlay(photograph: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
+    """The photograph on the left, and on the right with its anomalies in yellow to red.
+
+    Colour begins at half the threshold and is full at one and a half times the threshold.
+
+    Args:
+        photograph: (H, W, 3) uint8.
+        anomaly_map: (h, w) float32.
+        threshold: the score above which an image is defective.
+
+    Returns:
+        (H, 2 W, 3) uint8.
+    """
+    enlarged = enlarge(anomaly_map, photograph.shape[:2])
+    heat = np.clip(enlarged / max(threshold, 1e-12) - 0.5, 0.0, 1.0)[..., None]
+    colour = np.concatenate([np.full_like(heat, 255.0), 255.0 * (1.0 - heat), np.zeros_like(heat)], axis=2)
+    opacity = 0.65 * np.minimum(2.0 * heat, 1.0)
+    marked = (1.0 - opacity) * photograph + opacity * colour
+    return np.concatenate([photograph, np.rint(marked).astype(np.uint8)], axis=1)
+
+
+def _class_of(path: Path, classes: Sequence[str]) -> Optional[str]:
+    """The innermost folder of the path that is named like a class."""
+    return next((folder for folder in reversed(path.resolve().parts[:-1]) if folder in classes), None)
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    from PIL import Image
+
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary, format="png")
+
+
+def _write_tables(out: Path, decisions: Sequence[Decision]) -> None:
+    columns = [field.name for field in dataclasses.fields(Decision)]
+    header = ["class" if column == "class_name" else column for column in columns]
+    rows = [[getattr(decision, column) for column in columns] for decision in decisions]
+    with replacing(out / "predictions.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    with replacing(out / "predictions.json") as temporary:
+        temporary.write_text(json.dumps([dict(zip(header, row)) for row in rows], indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Reports as tables that a person reads in a terminal or a Markdown page."""
+
+from typing import Any, Dict, List, Optional, Sequence
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns; all but the first to the right."""
+    table = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [
+            cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(cells, widths))
+        ]
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = "|" + "|".join("-" * (width + 1) + ("-" if not i else ":") for i, width in enumerate(widths)) + "|"
+    return "\n".join([line(table[0]), rule, *map(line, table[1:])])
+
+
+def accuracy_table(report: Dict[str, Any]) -> str:
+    """A row for each class and one for the mean, from the report of `uad test`."""
+    agreement = "agreement" in report
+    header = ["class", "good", "defect", "image AUROC", "pixel AUROC", "AUPRO", "best F1"]
+    header += ["Spearman", "flipped"] if agreement else []
+    rows: List[List[str]] = []
+    everything = dict(report, n_good=None, n_bad=None)
+    for name, figures in [*report["classes"].items(), ("mean", everything)]:
+        row = [name, _whole(figures["n_good"]), _whole(figures["n_bad"])]
+        row += [_fraction(figures[key]) for key in ("image_auroc", "pixel_auroc", "aupro", "image_f1")]
+        if agreement:
+            agrees = figures["agreement"]
+            row += [_fraction(agrees["spearman"], 4), _fraction(agrees["flipped"])]
+        rows.append(row)
+    return markdown(header, rows)
+
+
+def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
+    """A row for each model, from the reports of `uad bench`."""
+    header = ["model", "runtime", "precision", "p50 ms", "p90 ms", "p99 ms", "images/s", "of first"]
+    header += ["RAM MB", "peak MB", "file MB", "load s"]
+    rows = []
+    for report in reports:
+        latency = report["latency_ms"]
+        row = [report["model"], report["runtime"], report["precision"]]
+        row += [f"{latency[key]:.2f}" for key in ("p50", "p90", "p99")]
+        row += [f"{report['images_per_second']:.1f}", f"{report['ratio_to_first']:.3f}"]
+        row += [f"{report[key]:.0f}" for key in ("ram_mb", "ram_peak_mb")]
+        row += [f"{report['file_mb']:.1f}", f"{report['load_s']:.2f}"]
+        rows.append(row)
+    return markdown(header, rows)
+
+
+def _fraction(value: Optional[float], digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _whole(value: Optional[int]) -> str:
+    return "" if value is None else str(value)

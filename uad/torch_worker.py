@@ -1,0 +1,11 @@
+"""`python -m uad.torch_worker MODEL.ckpt BATCH THREADS`: the measuring process of a checkpoint (see engines.benchmark)."""
+
+import sys
+
+from engines.benchmark import serve
+from uad.open import open_engine
+
+if __name__ == "__main__":
+    path, batch, threads = sys.argv[1:]
+    count = int(threads) or None
+    serve(lambda: open_engine(path, batch=int(batch), threads=count), count)

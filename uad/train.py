@@ -1,0 +1,192 @@
+"""`uad fit`: Lightning's command line around one model and one image folder.
+
+RUN/config.yaml    every setting, as resolved
+RUN/train.csv      losses of each epoch
+RUN/last.ckpt      Lightning's own, after the last epoch: what --resume goes on from
+RUN/best.ckpt      the same, of the epoch with the least loss on held-out good images
+RUN/model.ckpt     the trained model: from the best epoch, with thresholds
+RUN/metrics.json   its accuracy on the test images, if there are any
+"""
+
+import csv
+import json
+import logging
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentError
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import Tensor
+
+from engines.errors import UserError
+from engines.files import make_folder, replacing
+from engines.images import RESIZE_RULE
+from engines.metadata import ModelInfo
+from uad.checkpoint import TorchEngine, save_checkpoint
+from uad.data.folder import test_samples
+from uad.data.module import AnomalyData
+from uad.evaluate import evaluate
+from uad.metrics import threshold_at
+from uad.models.backbones import load_safely
+from uad.models.stfpm import STFPM
+from uad.progress import progress
+
+EVALUATION_BATCH = 16
+TRAINER_DEFAULTS = {"logger": False, "deterministic": True, "num_sanity_val_steps": 0, "enable_model_summary": False}
+
+
+class FitCLI(LightningCLI):
+    """LightningCLI with the output folder and the rule for thresholds."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--out", type=Path, required=True, help="folder of the run, made if needed")
+        parser.add_argument(
+            "--false_positive_rate",
+            type=float,
+            default=0.05,
+            help="part of the held-out good images that may score above their threshold",
+        )
+
+
+def fit(arguments: Sequence[str]) -> Path:
+    """Train a model as the command line says; returns the path of model.ckpt.
+
+    Raises:
+        UserError: bad settings, bad data, or a loss that is not a number.
+    """
+    _quieten()
+    arguments, resume = _resume(list(arguments))
+    try:
+        cli = FitCLI(
+            STFPM,
+            AnomalyData,
+            run=False,
+            args=arguments,
+            seed_everything_default=0,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={"exit_on_error": False, "prog": "uad fit"},
+        )
+    except ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    cli.datamodule.check()
+    out = make_folder(cli.config.out)
+    with replacing(out / "config.yaml") as temporary:
+        cli.parser.save(cli.config, str(temporary), overwrite=True, skip_check=True)
+    checkpoints = ModelCheckpoint(
+        out,
+        filename="best",
+        monitor="val_loss",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    cli.trainer.callbacks += [checkpoints, EpochTable(out / "train.csv", fresh=not resume)]
+    last = str(out / "last.ckpt") if resume else None
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=last, weights_only=True)
+    cli.model.load_state_dict(load_safely(out / "best.ckpt")["state_dict"])
+    model = finish(cli.model, cli.datamodule, cli.config.false_positive_rate, out)
+    print(f"{model} is ready")
+    return model
+
+
+def finish(model: STFPM, data: AnomalyData, false_positive_rate: float, out: Path) -> Path:
+    """Fit the head to good images, choose thresholds, write model.ckpt and, with test images, metrics.json."""
+    model.cpu().eval()
+    model.calibrate(_batches(data.training_images), _batches(data.held_out_images))
+    scores = _scores(model, data.held_out_images)
+    names = [sample.class_name for sample in data.held_out_samples]
+    info = ModelInfo(
+        model="stfpm",
+        backbone=model.config["backbone"],
+        classes=data.class_names(),
+        thresholds={
+            name: threshold_at(scores[[other == name for other in names]], false_positive_rate)
+            for name in data.class_names()
+        },
+        threshold=threshold_at(scores, false_positive_rate),
+        threshold_rule=f"at most {false_positive_rate:.1%} of the held-out good images score above it",
+        height=data.image_size,
+        width=data.image_size,
+        resize=RESIZE_RULE,
+        map_stride=model.network.map_stride,
+        versions={name: version(name) for name in ("torch", "torchvision", "lightning")},
+    )
+    path = out / "model.ckpt"
+    save_checkpoint(path, model.network, model.config, info)
+    samples = test_samples(data.root, data.classes)
+    if any(sample.is_defect for sample in samples):
+        with progress("Testing", len(samples)) as step:
+            report = evaluate(TorchEngine(path, batch=EVALUATION_BATCH), samples, progress=step).report
+        with replacing(out / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+class EpochTable(Callback):
+    """Writes a row of train.csv after each epoch."""
+
+    def __init__(self, path: Path, fresh: bool) -> None:
+        self.path = path
+        self.start = time.perf_counter()
+        if fresh and path.exists():
+            path.unlink()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        row: Dict[str, Any] = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "train_loss": float(trainer.callback_metrics["train_loss"]),
+            "val_loss": float(trainer.callback_metrics["val_loss"]),
+            "seconds": round(time.perf_counter() - self.start, 1),
+        }
+        new = not self.path.exists()
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def _resume(arguments: List[str]) -> "tuple[List[str], bool]":
+    """Turn `--resume RUN` into the settings of that run; further flags still win."""
+    if "--resume" not in arguments:
+        return arguments, False
+    place = arguments.index("--resume")
+    if place + 1 == len(arguments):
+        raise UserError("--resume needs the folder of a run")
+    run = Path(arguments[place + 1])
+    for name in ("config.yaml", "last.ckpt"):
+        if not (run / name).is_file():
+            raise UserError(f"{run} has no {name}: --resume needs the folder of a run that finished an epoch")
+    rest = arguments[:place] + arguments[place + 2 :]
+    return ["--config", str(run / "config.yaml"), "--out", str(run), *rest], True
+
+
+def _batches(images: Tensor) -> List[Tensor]:
+    return list(images.split(EVALUATION_BATCH))
+
+
+@torch.inference_mode()
+def _scores(model: STFPM, images: Tensor) -> np.ndarray:
+    return np.concatenate([model.network(batch)[0].numpy() for batch in _batches(images)])
+
+
+def _quieten() -> None:
+    """Remarks of Lightning that do not concern a user of uad."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # images are in memory: workers would only copy them
+        ".*args parameter is intended to run from within Python.*",
+        ".*exists and is not empty.*",
+        ".*treespec, LeafSpec.*",  # torch's own, from inside Lightning
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -52,9 +52,7 @@ class Engine(abc.ABC):
         """
         expected = (self.info.height, self.info.width, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or not len(images):
-            raise ValueError(
-                f"images must be uint8 (N, {expected[0]}, {expected[1]}, 3) with N >= 1, got {images.dtype} {images.shape}"
-            )
+            raise ValueError(f"images must be uint8 (N >= 1, {expected}), got {images.dtype} {images.shape}")
         parts = []
         for start in range(0, len(images), self.batch):
             part = images[start : start + self.batch]

@@ -123,7 +123,7 @@ def benchmark(
                 while len(measured) < wanted:
                     measured += worker.measure(0.2)
             progress()
-        reports = []
+        reports: List[Dict[str, Any]] = []
         for path, worker, measured in zip(paths, workers, latencies):
             report = dict(worker.description, model=path, **summarize(measured, worker.description["batch"]))
             report.update(worker.memory())

@@ -23,7 +23,7 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
     Raises:
         ImageFileError: the file is missing, empty, truncated, not an image, or holds floats.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         if Path(path).stat().st_size == 0:
@@ -35,7 +35,7 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise ImageFileError(f"{path} (no such file)") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageFileError(f"{path} (not an image)") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         raise ImageFileError(f"{path} (cannot be decoded: {error})") from error

@@ -51,7 +51,7 @@ def _shift_zero_points(model: onnx.ModelProto) -> None:
     zero_points = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for tensor in model.graph.initializer:
         if tensor.name in zero_points:
-            tensor.CopyFrom(numpy_helper.from_array(np.uint8(ZERO), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(np.array(ZERO, np.uint8), tensor.name))
 
 
 def _move_quantize_before_activation(model: onnx.ModelProto) -> None:
@@ -69,7 +69,7 @@ def _move_quantize_before_activation(model: onnx.ModelProto) -> None:
         integer = quantize.output[0]
         limits = [f"{integer}_min", f"{integer}_max"]
         for name, bound in zip(limits, bounds):
-            model.graph.initializer.append(numpy_helper.from_array(np.uint8(bound), name))
+            model.graph.initializer.append(numpy_helper.from_array(np.array(bound, np.uint8), name))
         quantize.input[0] = activation.input[0]
         quantize.output[0] = f"{integer}_unclamped"
         clamp = helper.make_node("Clip", [quantize.output[0], *limits], [integer], name=f"{integer}/Clip")
@@ -97,8 +97,8 @@ def _quantize_before_add(model: onnx.ModelProto, residual_scales: Dict[str, floa
     read_by = consumers(model)
     for name, scale in residual_scales.items():
         integer, output, scale_name, zero_name = (f"{name}_residual_{end}" for end in ("q", "dq", "scale", "zero"))
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(scale), scale_name))
-        model.graph.initializer.append(numpy_helper.from_array(np.uint8(ZERO), zero_name))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), scale_name))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(ZERO, np.uint8), zero_name))
         parameters = [scale_name, zero_name]
         pair: List[onnx.NodeProto] = [
             helper.make_node("QuantizeLinear", [name, *parameters], [integer], name=integer),

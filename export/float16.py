@@ -3,6 +3,8 @@
 The head stays because squared feature norms overflow float16 at 65504 and a score is a small difference.
 """
 
+from typing import Dict
+
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -25,7 +27,7 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     values = constants(half)
     backbone = [node for node in graph.node if in_backbone(node)]
     inside = {output for node in backbone for output in node.output}
-    casts = {}
+    casts: Dict[str, int] = {}
     for node in backbone:
         for index, name in enumerate(node.input):
             if not name or index in KEEPS_TYPE.get(node.op_type, ()) or name in inside:
@@ -54,7 +56,7 @@ def _add_half_constant(graph: onnx.GraphProto, name: str, values: np.ndarray) ->
     graph.initializer.append(numpy_helper.from_array(np.clip(values, -limit, limit).astype(np.float16), f"{name}_fp16"))
 
 
-def _insert_casts(graph: onnx.GraphProto, casts: "dict[str, int]") -> None:
+def _insert_casts(graph: onnx.GraphProto, casts: Dict[str, int]) -> None:
     """Put each Cast right behind the node that computes its input, so that the order stays valid."""
     nodes = []
     for node in graph.node:

@@ -41,12 +41,11 @@ def export_network(network: "torch.nn.Module", size: Tuple[int, int]) -> onnx.Mo
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)  # the TorchScript exporter's farewell
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            warnings.simplefilter("ignore")  # the TorchScript exporter's farewell, and its remarks on tracing
             torch.onnx.export(
                 network.eval().float().cpu(),
                 (image,),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes a stream
                 input_names=names[:1],
                 output_names=names[1:],
                 dynamic_axes={name: {0: "batch"} for name in names},

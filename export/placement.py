@@ -111,10 +111,12 @@ def _skip_branch(
     Where both come from convolutions, the skip branch is the one whose convolution reads the block's input, which
     others read too (a downsampling 1x1 convolution).
     """
-    from_convolution = [name for name in add.input if name in made_by and made_by[name].op_type in CONVOLUTIONS]
+    from_convolution: List[str] = [
+        name for name in add.input if name in made_by and made_by[name].op_type in CONVOLUTIONS
+    ]
     if len(from_convolution) == 1:
-        return next(name for name in add.input if name != from_convolution[0])
+        return str(next(name for name in add.input if name != from_convolution[0]))
     for name in from_convolution:
         if len(read_by[made_by[name].input[0]]) > 1:
             return name
-    return add.input[1]
+    return str(add.input[1])

@@ -54,7 +54,7 @@ def quantize(
     histograms = collect_histograms(model, sorted(placed.union(residuals)), images)
     amax = {name: CALIBRATORS[calibrator](histogram) for name, histogram in histograms.items()}
     quantized, report = insert_qdq(model, amax)
-    scales = {name: float(scale_from_amax(np.float64(amax[name]))) for name in residuals}
+    scales = {name: float(scale_from_amax(np.array(amax[name]))) for name in residuals}
     return quantized, dataclasses.replace(info, precision="int8", residual_scales=scales), report
 
 
@@ -104,7 +104,7 @@ def insert_qdq(model: onnx.ModelProto, amax: Dict[str, float]) -> Tuple[onnx.Mod
     for tensor in placed:
         if amax[tensor.range_of] == 0:
             dead.append(tensor.name)
-        output = _add_qdq(graph, tensor.name, scale_from_amax(np.float64(amax[tensor.range_of])))
+        output = _add_qdq(graph, tensor.name, scale_from_amax(np.array(amax[tensor.range_of])))
         for reader in tensor.readers:
             rename_input(nodes[reader], tensor.name, output)
     values = constants(model)
@@ -127,7 +127,7 @@ def _add_qdq(graph: onnx.GraphProto, name: str, scale: np.ndarray) -> str:
     """Add QuantizeLinear and DequantizeLinear after a tensor; returns the name of their output."""
     scale_name, zero_name, integer, output = (f"{name}{end}" for end in ("_scale", "_zero_point", "_int8", "_dq"))
     graph.initializer.append(numpy_helper.from_array(scale, scale_name))
-    graph.initializer.append(numpy_helper.from_array(np.int8(0), zero_name))
+    graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), zero_name))
     parameters = [scale_name, zero_name]
     graph.node.append(onnx.helper.make_node("QuantizeLinear", [name, *parameters], [integer], name=f"{name}/Q"))
     graph.node.append(onnx.helper.make_node("DequantizeLinear", [integer, *parameters], [output], name=f"{name}/DQ"))

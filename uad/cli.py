@@ -166,9 +166,9 @@ def _predict(arguments: List[str]) -> None:
 
     images = find_images(options.images)
     make_folder(options.out)
-    with open_engine(options.model, options.runtime, threads=options.threads) as engine:
-        with progress("Judging", len(images)) as step:
-            decisions = predict(engine, images, options.out, options.class_name, step)
+    engine = open_engine(options.model, options.runtime, threads=options.threads)
+    with engine, progress("Judging", len(images)) as step:
+        decisions = predict(engine, images, options.out, options.class_name, step)
     defects = sum(decision.decision == "defect" for decision in decisions)
     print(f"{len(decisions)} images, {defects} with a defect: see {options.out / 'predictions.csv'}")
 

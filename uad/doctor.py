@@ -2,9 +2,12 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import List, Tuple
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
 import engines
+
+if TYPE_CHECKING:
+    import onnx
 
 # What each package is for, and what installs it.
 PACKAGES = {
@@ -62,8 +65,8 @@ def _try(runtime: str) -> str:
     return "works" if score[0] == 7.0 else f"computes wrongly ({score[0]} for 7)"
 
 
-def _tiny_model():  # type: ignore[no-untyped-def]
-    """An onnx.ModelProto with the project's inputs and outputs: map = mean of channels, score = maximum of map."""
+def _tiny_model() -> "onnx.ModelProto":
+    """A graph with the project's inputs and outputs: map = mean of channels, score = maximum of map."""
     from onnx import TensorProto, helper
 
     nodes = [
@@ -78,7 +81,7 @@ def _tiny_model():  # type: ignore[no-untyped-def]
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def _version(package: str) -> "str | None":
+def _version(package: str) -> Optional[str]:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -6,7 +6,7 @@ from typing import List, Optional, Union
 
 import engines
 from engines import benchmark
-from engines.errors import UserError
+from engines.errors import RuntimeNotInstalled, UserError
 
 
 def open_engine(
@@ -26,7 +26,7 @@ def open_engine(
     try:
         from uad.checkpoint import TorchEngine
     except ImportError as error:
-        raise engines.RuntimeNotInstalled(f"{path} needs torch ({error}): pip install 'uad[train]'") from error
+        raise RuntimeNotInstalled(f"{path} needs torch ({error}): pip install 'uad[train]'") from error
     return TorchEngine(path, batch=batch, threads=threads)
 
 

@@ -12,6 +12,7 @@ from engines import Engine
 from engines.errors import UserError
 from engines.files import replacing
 from engines.images import SUFFIXES, read_image, resize
+from uad.data.folder import Sample, check_samples
 from uad.evaluate import enlarge
 
 
@@ -64,9 +65,10 @@ def predict(
         progress: called after each image.
 
     Raises:
-        ImageFileError: a file cannot be read.
+        DataError: names every file that cannot be read; then nothing is written.
         UserError: an unknown class.
     """
+    check_samples([Sample(path, "", "") for path in images])
     if class_name is not None and class_name not in engine.info.thresholds:
         raise UserError(f"unknown class '{class_name}': the model knows {', '.join(engine.info.thresholds)}")
     decisions = []

@@ -1,4 +1,4 @@
-"""`python -m uad.torch_worker MODEL.ckpt BATCH THREADS`: the measuring process of a checkpoint (see engines.benchmark)."""
+"""The measuring process of a checkpoint (see engines.benchmark): `python -m uad.torch_worker MODEL BATCH THREADS`."""
 
 import sys
 

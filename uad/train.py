@@ -15,7 +15,7 @@ import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from engines.files import make_folder, replacing
 from engines.images import RESIZE_RULE
 from engines.metadata import ModelInfo
 from uad.checkpoint import TorchEngine, save_checkpoint
-from uad.data.folder import test_samples
+from uad.data.folder import draw, test_samples
 from uad.data.module import AnomalyData
 from uad.evaluate import evaluate
 from uad.metrics import threshold_at
@@ -39,6 +39,7 @@ from uad.models.stfpm import STFPM
 from uad.progress import progress
 
 EVALUATION_BATCH = 16
+CALIBRATION_IMAGES = 200  # of each class, for what the model must know of good images before and after training
 TRAINER_DEFAULTS = {"logger": False, "deterministic": True, "num_sanity_val_steps": 0, "enable_model_summary": False}
 
 
@@ -79,7 +80,7 @@ def fit(arguments: Sequence[str]) -> Path:
     cli.datamodule.check()
     out = make_folder(cli.config.out)
     with replacing(out / "config.yaml") as temporary:
-        cli.parser.save(cli.config, str(temporary), overwrite=True, skip_check=True)
+        cli.parser.save(cli.config, str(temporary), overwrite=True)
     checkpoints = ModelCheckpoint(
         out,
         filename="best",
@@ -88,7 +89,12 @@ def fit(arguments: Sequence[str]) -> Path:
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    cli.trainer.callbacks += [checkpoints, EpochTable(out / "train.csv", fresh=not resume)]
+    if not resume:
+        cli.model.prepare(images for images, _ in _some_of_each_class(cli.datamodule, "Preparing the teacher"))
+    cli.trainer.callbacks += [  # type: ignore[attr-defined]
+        checkpoints,
+        EpochTable(out / "train.csv", fresh=not resume),
+    ]
     last = str(out / "last.ckpt") if resume else None
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=last, weights_only=True)
     cli.model.load_state_dict(load_safely(out / "best.ckpt")["state_dict"])
@@ -100,12 +106,12 @@ def fit(arguments: Sequence[str]) -> Path:
 def finish(model: STFPM, data: AnomalyData, false_positive_rate: float, out: Path) -> Path:
     """Fit the head to good images, choose thresholds, write model.ckpt and, with test images, metrics.json."""
     model.cpu().eval()
-    model.calibrate(_batches(data.training_images), _batches(data.held_out_images))
+    model.calibrate(_some_of_each_class(data, "Fitting the distance head"), len(data.class_names()))
     scores = _scores(model, data.held_out_images)
     names = [sample.class_name for sample in data.held_out_samples]
     info = ModelInfo(
         model="stfpm",
-        backbone=model.config["backbone"],
+        backbone=str(model.config["backbone"]),
         classes=data.class_names(),
         thresholds={
             name: threshold_at(scores[[other == name for other in names]], false_positive_rate)
@@ -155,7 +161,7 @@ class EpochTable(Callback):
             writer.writerow(row)
 
 
-def _resume(arguments: List[str]) -> "tuple[List[str], bool]":
+def _resume(arguments: List[str]) -> Tuple[List[str], bool]:
     """Turn `--resume RUN` into the settings of that run; further flags still win."""
     if "--resume" not in arguments:
         return arguments, False
@@ -170,8 +176,25 @@ def _resume(arguments: List[str]) -> "tuple[List[str], bool]":
     return ["--config", str(run / "config.yaml"), "--out", str(run), *rest], True
 
 
-def _batches(images: Tensor) -> List[Tensor]:
-    return list(images.split(EVALUATION_BATCH))
+def _some_of_each_class(data: AnomalyData, title: str) -> Iterator[Tuple[Tensor, Tensor]]:
+    """Batches of training images and class indices, at most `CALIBRATION_IMAGES` of a class."""
+    names = data.class_names()
+    place = {sample: index for index, sample in enumerate(data.training_samples)}
+    chosen = [
+        place[sample]
+        for name in names
+        for sample in draw([s for s in data.training_samples if s.class_name == name], CALIBRATION_IMAGES, data.seed)
+    ]
+    labels = torch.tensor([names.index(data.training_samples[index].class_name) for index in chosen])
+    with progress(title, len(chosen)) as step:
+        for part, label in zip(_batches(torch.tensor(chosen)), _batches(labels)):
+            yield data.training_images[part], label
+            for _ in part:
+                step()
+
+
+def _batches(tensor: Tensor) -> Sequence[Tensor]:
+    return torch.split(tensor, EVALUATION_BATCH)
 
 
 @torch.inference_mode()
@@ -187,6 +210,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # images are in memory: workers would only copy them
         ".*args parameter is intended to run from within Python.*",
         ".*exists and is not empty.*",
+        ".*in eval mode at the start of training.*",  # the teacher, on purpose
         ".*treespec, LeafSpec.*",  # torch's own, from inside Lightning
     ):
         warnings.filterwarnings("ignore", message)

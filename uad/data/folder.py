@@ -186,7 +186,7 @@ def read_mask(path: Path, size: Optional[Tuple[int, int]] = None) -> np.ndarray:
     """Decode a mask: (H, W) bool, True where defective; resized to `size` (height, width) by nearest neighbour."""
     from PIL import Image
 
-    mask = read_image(path).any(axis=2)
+    mask: np.ndarray = np.asarray(read_image(path).any(axis=2))
     if size is None or mask.shape == size:
         return mask
     return np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))

@@ -42,6 +42,7 @@ class AnomalyData(LightningDataModule):
         self.batch_size = batch_size
         self.held_out = held_out
         self.seed = seed
+        self.training_samples: List[Sample] = []
         self.held_out_samples: List[Sample] = []
 
     def check(self) -> None:
@@ -63,10 +64,11 @@ class AnomalyData(LightningDataModule):
         """
         if self.held_out_samples:
             return
-        training, self.held_out_samples = hold_out(train_samples(self.root, self.classes), self.held_out, self.seed)
+        samples = train_samples(self.root, self.classes)
+        self.training_samples, self.held_out_samples = hold_out(samples, self.held_out, self.seed)
         size = (self.image_size, self.image_size)
-        with progress("Reading good images", len(training) + len(self.held_out_samples)) as step:
-            self.training_images = torch.from_numpy(load_images(training, size, step))
+        with progress("Reading good images", len(samples)) as step:
+            self.training_images = torch.from_numpy(load_images(self.training_samples, size, step))
             self.held_out_images = torch.from_numpy(load_images(self.held_out_samples, size, step))
 
     def class_names(self) -> List[str]:

@@ -4,7 +4,8 @@ A model is a LightningModule with
     `network`       (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, h, w), float32: exactly what is exported,
                     with submodules `normalize` and `head` that stay in float32
     `config`        the arguments of its constructor
-    `calibrate`     fits what the head must know of good images, after training
+    `prepare`       fits, before training, what it must know of good images
+    `calibrate`     fits, after training, what the head must know of good images of each class
 """
 
 from typing import Dict, Type

@@ -2,14 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from uad.errors import CheckpointError, UserError
+from engines.errors import UserError
+from uad.errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _load_weights(network: nn.Module, backbone: str, weights: str) -> None:
         raise UserError(f"{weights} does not hold torchvision weights of {backbone}") from error
 
 
-def load_safely(path: Path) -> Dict[str, Tensor]:
+def load_safely(path: Path) -> Dict[str, Any]:
     """Read a file of tensors and plain values; code inside it is never run.
 
     Raises:

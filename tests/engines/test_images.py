@@ -1,0 +1,201 @@
+"""engines.images: every kind of image file becomes the right RGB pixels, or an error that names the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engines.errors import ImageFileError
+from engines.images import SUFFIXES, read_image, read_resized, resize
+
+GREY = np.array([[0, 1, 100], [128, 254, 255]], np.uint8)
+COLOURS = np.array(
+    [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [200, 150, 100], [255, 255, 255]]], np.uint8
+)
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def three(grey: np.ndarray) -> np.ndarray:
+    """(H, W) -> (H, W, 3) of equal channels."""
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def assert_read(path: Path, expected: Any) -> None:
+    pixels = read_image(path)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def message_of(path: Path) -> str:
+    with pytest.raises(ImageFileError) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message
+
+
+def test_rgb_is_read_as_it_is(tmp_path: Path) -> None:
+    assert_read(saved(Image.fromarray(COLOURS), tmp_path / "a.png"), COLOURS)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_suffix_is_read(tmp_path: Path, suffix: str) -> None:
+    flat = np.full((8, 8, 3), 90, np.uint8)  # flat, so that lossy formats keep it
+    assert_read(saved(Image.fromarray(flat), tmp_path / f"a{suffix}"), flat)
+
+
+def test_8_bit_grey_has_equal_channels(tmp_path: Path) -> None:
+    assert_read(saved(Image.fromarray(GREY), tmp_path / "a.png"), three(GREY))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_grey_is_divided_by_257(tmp_path: Path, suffix: str) -> None:
+    wide = np.array([[0, 257, 257 * 100, 65535], [128, 129, 257 * 7 + 128, 257 * 7 + 129]], np.uint16)
+    expected = np.array([[0, 1, 100, 255], [0, 1, 7, 8]], np.uint8)
+    assert_read(saved(Image.fromarray(wide), tmp_path / f"a{suffix}"), three(expected))
+
+
+def test_16_bit_grey_keeps_all_256_levels(tmp_path: Path) -> None:
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    path = saved(Image.fromarray((levels * 257).astype(np.uint16)), tmp_path / "a.png")
+    assert_read(path, three(levels.astype(np.uint8)))
+
+
+def test_dark_16_bit_grey_is_not_stretched(tmp_path: Path) -> None:
+    # Nothing is guessed from pixel values: an image of at most 255 is nearly black, not 8 bits in disguise.
+    path = saved(Image.fromarray(np.full((2, 2), 255, np.uint16)), tmp_path / "a.png")
+    assert_read(path, np.ones((2, 2, 3)))
+
+
+def test_1_bit_is_black_and_white(tmp_path: Path) -> None:
+    bits = np.array([[True, False], [False, True]])
+    assert_read(saved(Image.fromarray(bits), tmp_path / "a.png"), three(bits.astype(np.uint8) * 255))
+
+
+def palette_image() -> Image.Image:
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "L").convert("P")
+    image.putdata([0, 1, 2, 1])
+    image.putpalette([255, 0, 0, 0, 200, 0, 0, 0, 100])
+    return image
+
+
+def test_palette_gives_its_colours(tmp_path: Path) -> None:
+    red, green, blue = (255, 0, 0), (0, 200, 0), (0, 0, 100)
+    assert_read(saved(palette_image(), tmp_path / "a.png"), [[red, green], [blue, green]])
+
+
+def test_transparent_colour_of_a_palette_is_black(tmp_path: Path) -> None:
+    path = saved(palette_image(), tmp_path / "a.png", transparency=1)
+    assert_read(path, [[(255, 0, 0), (0, 0, 0)], [(0, 0, 100), (0, 0, 0)]])
+
+
+def test_transparent_grey_is_black(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(GREY), tmp_path / "a.png", transparency=128)
+    assert_read(path, three(np.where(GREY == 128, 0, GREY)))
+
+
+def test_rgba_is_laid_over_black(tmp_path: Path) -> None:
+    pixels = np.array([[[255, 100, 0, 255], [255, 100, 0, 0], [255, 100, 0, 128]]], np.uint8)
+    assert_read(saved(Image.fromarray(pixels), tmp_path / "a.png"), [[(255, 100, 0), (0, 0, 0), (128, 50, 0)]])
+
+
+def test_grey_with_alpha_is_laid_over_black(tmp_path: Path) -> None:
+    pixels = np.array([[[200, 255], [200, 0], [255, 128]]], np.uint8)
+    path = saved(Image.fromarray(pixels, "LA"), tmp_path / "a.png")
+    assert_read(path, [[(200, 200, 200), (0, 0, 0), (128, 128, 128)]])
+
+
+def test_cmyk_is_converted(tmp_path: Path) -> None:
+    cyan, yellow, black, none = (255, 0, 0, 0), (0, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0)
+    pixels = np.array([[cyan, yellow], [black, none]], np.uint8)
+    path = saved(Image.fromarray(pixels, "CMYK"), tmp_path / "a.tif")
+    assert_read(path, [[(0, 255, 255), (255, 255, 0)], [(0, 0, 0), (255, 255, 255)]])
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def test_exif_orientation_6_is_turned_clockwise(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(COLOURS), tmp_path / "a.png", exif=with_orientation(6))
+    assert_read(path, np.rot90(COLOURS, k=-1))
+
+
+def test_exif_orientation_of_a_jpeg_is_applied(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255  # the left half is white; turned clockwise, the upper half
+    read = read_image(saved(Image.fromarray(pixels), tmp_path / "a.jpg", exif=with_orientation(6), quality=95))
+    assert read.shape == (32, 16, 3)
+    assert read[:16].min() > 200 and read[16:].max() < 50
+
+
+def test_float_tiff_is_refused(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.ones((2, 2), np.float32)), tmp_path / "a.tif")
+    assert "floating-point" in message_of(path)
+
+
+@pytest.mark.parametrize("value", [65536, -1])
+def test_more_than_16_bits_are_refused(tmp_path: Path, value: int) -> None:
+    path = saved(Image.fromarray(np.full((2, 2), value, np.int32)), tmp_path / "a.tif")
+    assert "more than 16 bits" in message_of(path)
+
+
+def test_empty_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.touch()
+    assert "empty file" in message_of(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+def test_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = saved(Image.fromarray(noise), tmp_path / f"a{suffix}")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message_of(path)
+
+
+def test_text_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("not an image")
+    assert "not an image" in message_of(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    assert "no such file" in message_of(tmp_path / "a.png")
+
+
+def test_folder_is_named(tmp_path: Path) -> None:
+    message_of(tmp_path)
+
+
+def test_resize_keeps_an_image_of_that_size() -> None:
+    assert resize(COLOURS, COLOURS.shape[:2]) is COLOURS
+
+
+def test_resize_takes_height_before_width() -> None:
+    assert resize(COLOURS, (5, 7)).shape == (5, 7, 3)
+
+
+def test_resize_averages_what_it_shrinks() -> None:
+    # Without antialiasing every second row of a striped image would be lost: black or white, not grey.
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[::2] = 255
+    shrunk = resize(stripes, (8, 8))[2:-2]
+    assert shrunk.dtype == np.uint8
+    assert shrunk.min() > 100 and shrunk.max() < 155
+
+
+def test_read_resized_reads_and_resizes(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.full((6, 10, 3), 77, np.uint8)), tmp_path / "a.png")
+    np.testing.assert_array_equal(read_resized(path, (3, 4)), np.full((3, 4, 3), 77))

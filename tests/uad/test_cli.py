@@ -1,0 +1,206 @@
+"""The commands of the contract on tiny images, and every mistake answered by one line and exit code 2."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_folders import SIZE, make_class, noise, save
+from PIL import Image
+
+from uad import cli
+
+FIGURES = {"image_auroc", "pixel_auroc", "aupro", "image_f1"}
+IMPORTS_NOTHING_HEAVY = """
+import sys
+from uad import cli
+cli.main(sys.argv[1:])
+heavy = {"torch", "lightning", "onnx", "onnxruntime", "openvino", "sklearn", "PIL"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+SCORES_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from uad import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS if name != "fit")])
+def test_help_imports_nothing_heavy(arguments: "list[str]") -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS_NOTHING_HEAVY, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: uad")
+
+
+def test_fit_leaves_a_run(tiny_run: Any) -> None:
+    assert {"config.yaml", "train.csv", "last.ckpt", "best.ckpt", "model.ckpt", "metrics.json"} <= {
+        path.name for path in tiny_run.out.iterdir()
+    }
+    rows = list(csv.DictReader((tiny_run.out / "train.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
+    metrics = json.loads((tiny_run.out / "metrics.json").read_text())
+    assert set(metrics["classes"]) == {"bolt", "nut"} and set(metrics) >= FIGURES
+
+
+def test_test_writes_every_figure_and_score(tiny_run: Any, tmp_path: Path) -> None:
+    root, report, scores = tiny_run.root, tmp_path / "report.json", tmp_path / "scores.csv"
+    reference = str(tiny_run.out / "model.ckpt")
+    command = ["test", str(tiny_run.onnx("int8")), "--reference", reference, "--data.root", str(root)]
+    assert cli.main([*command, "--json", str(report), "--scores", str(scores)]) == 0
+    figures = json.loads(report.read_text())
+    assert {"model", "runtime", "precision", "classes", "agreement"} | FIGURES <= set(figures)
+    assert figures["precision"] == "int8"
+    assert {"spearman", "max_abs_map_diff", "flipped"} <= set(figures["classes"]["nut"]["agreement"])
+    assert figures["classes"]["nut"]["n_good"] == 3 and figures["classes"]["nut"]["n_bad"] == 3
+    assert len(list(csv.DictReader(scores.open()))) == 12
+
+
+def test_a_checkpoint_and_its_fp32_file_score_alike(tiny_run: Any, tmp_path: Path) -> None:
+    scores = {}
+    for name, model in (("ckpt", tiny_run.out / "model.ckpt"), ("onnx", tiny_run.onnx("fp32"))):
+        arguments = ["test", str(model), "--data.root", str(tiny_run.root), "--scores", str(tmp_path / name)]
+        assert cli.main(arguments) == 0
+        scores[name] = [float(row["score"]) for row in csv.DictReader((tmp_path / name).open())]
+    np.testing.assert_allclose(scores["onnx"], scores["ckpt"], rtol=1e-3)
+    assert len(set(scores["ckpt"])) > 6
+
+
+def test_scoring_needs_no_torch(tiny_run: Any, tmp_path: Path) -> None:
+    for command in (
+        ["test", str(tiny_run.onnx("fp32")), "--data.root", str(tiny_run.root)],
+        ["export", str(tiny_run.onnx("fp32")), "--precision", "int8", "--calibration-data", "random-normal"]
+        + ["--calibration-images", "2", "--out", str(tmp_path / "int8.onnx")],
+        ["check", str(tiny_run.onnx("int8"))],
+        ["predict", str(tiny_run.onnx("int8")), str(tiny_run.root / "nut/test"), "--out", str(tmp_path / "out")],
+    ):
+        done = subprocess.run([sys.executable, "-c", SCORES_WITHOUT_TORCH, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_int8_needs_no_checkpoint(tiny_run: Any, tmp_path: Path) -> None:
+    shared = ["--precision", "int8", "--calibration-data", str(tiny_run.root), "--calibration-images", "4"]
+    assert cli.main(["export", str(tiny_run.onnx("fp32")), *shared, "--out", str(tmp_path / "int8.onnx")]) == 0
+    assert (tmp_path / "int8.onnx").read_bytes() == tiny_run.onnx("int8").read_bytes()
+
+
+def test_bench_measures_in_turns(tiny_run: Any, tmp_path: Path) -> None:
+    models = [str(tiny_run.out / "model.ckpt"), str(tiny_run.onnx("int8"))]
+    assert cli.main(["bench", *models, "--seconds", "0.1", "--threads", "1", "--json", str(tmp_path / "b.json")]) == 0
+    first, second = json.loads((tmp_path / "b.json").read_text())
+    assert (first["runtime"], first["ratio_to_first"]) == ("torch", 1.0)
+    assert second["precision"] == "int8" and second["ram_mb"] < first["ram_mb"]
+    assert second["latency_ms"]["p50"] <= second["latency_ms"]["p90"] <= second["latency_ms"]["p99"]
+
+
+def test_predict_writes_a_decision_and_an_overlay_for_each_image(tiny_run: Any, tmp_path: Path) -> None:
+    inputs = [str(tiny_run.root / "nut" / "test"), str(tiny_run.root / "bolt" / "test" / "spot" / "000.png")]
+    assert cli.main(["predict", str(tiny_run.onnx("int8")), *inputs, "--out", str(tmp_path / "out")]) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert [row["class"] for row in rows] == ["nut"] * 6 + ["bolt"]
+    for row in rows:
+        assert row["decision"] == ("defect" if float(row["score"]) > float(row["threshold"]) else "good")
+        with Image.open(row["overlay"]) as overlay:
+            assert overlay.size == (2 * SIZE, SIZE)
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 7
+
+
+def test_predict_takes_the_class_from_a_flag(tiny_run: Any, tmp_path: Path) -> None:
+    image = str(save(noise(1), tmp_path / "photo.png"))
+    model, out = str(tiny_run.onnx("fp32")), tmp_path / "out"
+    assert cli.main(["predict", model, image, "--class", "bolt", "--out", str(out)]) == 0
+    (row,) = csv.DictReader((out / "predictions.csv").open())
+    assert row["class"] == "bolt"
+
+
+def test_settings_come_from_a_file_and_flags_win(tiny_run: Any, tmp_path: Path) -> None:
+    settings = tmp_path / "test.yaml"
+    settings.write_text(f"data:\n  root: {tiny_run.root}\n  classes: [nut]\njson: {tmp_path / 'a.json'}\n")
+    command = ["test", str(tiny_run.onnx("fp32")), "--config", str(settings), "--json", str(tmp_path / "b.json")]
+    assert cli.main(command) == 0
+    assert not (tmp_path / "a.json").exists()
+    assert list(json.loads((tmp_path / "b.json").read_text())["classes"]) == ["nut"]
+
+
+def test_doctor_names_what_works(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    assert "onnxruntime: works" in capsys.readouterr().out
+
+
+def test_mistakes_on_the_command_line(error_of: Callable[..., str], tiny_run: Any, tmp_path: Path) -> None:
+    model, data = tiny_run.onnx("fp32"), tiny_run.root
+    assert "unknown command 'tset'" in error_of("tset")
+    export = ("export", model, "--out", tmp_path / "x.onnx")
+    message = error_of(*export, "--precision", "int4")
+    assert "int4" in message and all(name in message for name in ("fp32", "fp16", "int8"))
+    message = error_of(*export, "--precision", "int8", "--calibrator", "mse")
+    assert all(name in message for name in ("mse", "entropy", "percentile", "minmax"))
+    message = error_of("test", model, "--data.root", data, "--runtime", "tflite")
+    assert all(name in message for name in ("tflite", "openvino", "onnxruntime"))
+    assert "has no class screw: it has bolt, nut" in error_of(
+        "test", model, "--data.root", data, "--data.classes", "[screw]"
+    )
+    assert "--calibration-data" in error_of(*export, "--precision", "int8")
+    assert "at least one" in error_of(
+        *export, "--precision", "int8", "--calibration-data", data, "--calibration-images", 0
+    )
+    assert "holds 12 good images, 500 were asked" in error_of(
+        *export, "--precision", "int8", "--calibration-data", data, "--calibration-images", 500
+    )
+    assert ".onnx" in error_of("export", model, "--out", tmp_path / "x.bin")
+    assert "int8 already" in error_of("export", tiny_run.onnx("int8"), "--out", tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_in_files(error_of: Callable[..., str], tiny_run: Any, tmp_path: Path) -> None:
+    assert "no such file" in error_of("test", tmp_path / "absent.onnx", "--data.root", tiny_run.root)
+    (tmp_path / "cut.onnx").write_bytes(tiny_run.onnx("fp32").read_bytes()[:1000])
+    assert "damaged" in error_of("bench", tmp_path / "cut.onnx")
+    assert "damaged" in error_of("predict", tmp_path / "cut.onnx", tiny_run.root, "--out", tmp_path / "out")
+    (tmp_path / "cut.png").write_bytes((tiny_run.root / "nut/test/good/000.png").read_bytes()[:300])
+    message = error_of("predict", tiny_run.onnx("fp32"), tmp_path, "--out", tmp_path / "out")
+    assert "cut.png" in message and not list((tmp_path / "out").glob("*"))
+    assert "no such file or folder" in error_of("predict", tiny_run.onnx("fp32"), "nowhere", "--out", tmp_path / "out")
+    message = error_of("predict", tiny_run.onnx("fp32"), tiny_run.root, "--class", "screw", "--out", tmp_path / "out")
+    assert "unknown class 'screw': the model knows bolt, nut" in message
+
+
+def test_an_output_that_cannot_be_written(error_of: Callable[..., str], tiny_run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    below = tmp_path / "file" / "x"
+    assert "cannot write" in error_of("export", tiny_run.onnx("fp32"), "--out", below / "m.onnx")
+    assert "cannot write" in error_of("predict", tiny_run.onnx("fp32"), tiny_run.root, "--out", below)
+    assert "cannot write" in error_of("fit", "--data.root", tiny_run.root, "--out", below, "--model.weights", "none")
+
+
+def test_fit_refuses_bad_folders_before_training(error_of: Callable[..., str], tmp_path: Path) -> None:
+    fit = ("fit", "--model.weights", "none", "--out", tmp_path / "run", "--data.root")
+    assert "no such folder" in error_of(*fit, tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "holds no images" in error_of(*fit, tmp_path / "empty")
+    make_class(tmp_path / "images", "nut")
+    bad = tmp_path / "images/nut/train/good/zero.png"
+    bad.write_bytes(b"")
+    other = tmp_path / "images/nut/test/good/text.png"
+    other.write_text("no image")
+    message = error_of(*fit, tmp_path / "images")
+    assert "zero.png" in message and "text.png" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_refuses_bad_settings(error_of: Callable[..., str], tmp_path: Path) -> None:
+    make_class(tmp_path / "images", "nut")
+    fit = ("fit", "--data.root", tmp_path / "images", "--out", tmp_path / "run")
+    message = error_of(*fit, "--model.backbone", "vgg", "--model.weights", "none")
+    assert "unknown backbone 'vgg'" in message and "mobilenet_v2" in message
+    assert "model.bakcbone" in error_of(*fit, "--model.bakcbone", "resnet18")
+    assert "no such file" in error_of(*fit, "--model.weights", tmp_path / "absent.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    assert "damaged" in error_of(*fit, "--model.weights", tmp_path / "text.pth")
+    assert "--resume" in error_of("fit", "--resume", tmp_path)

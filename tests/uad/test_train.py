@@ -1,0 +1,80 @@
+"""Training is repeatable, goes on after a stop, and stops when the loss is not a number."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from uad import cli  # noqa: E402
+from uad.models import MODELS  # noqa: E402
+
+FIT = ["--model.weights", "none", "--data.image_size", "64", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
+
+
+def fit(root: Path, out: Path, *flags: str) -> dict[str, Any]:
+    assert cli.main(["fit", "--data.root", str(root), "--out", str(out), *FIT, *flags]) == 0
+    return state(out)
+
+
+def state(out: Path) -> dict[str, Any]:
+    tensors: dict[str, Any] = torch.load(out / "model.ckpt", weights_only=True)["state_dict"]
+    return tensors
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def epochs(out: Path) -> list[str]:
+    return [row["epoch"] for row in csv.DictReader((out / "train.csv").open())]
+
+
+def test_two_runs_with_one_seed_give_one_result_and_another_seed_another(tiny_run: Any, tmp_path: Path) -> None:
+    again = fit(tiny_run.root, tmp_path / "again", "--trainer.max_epochs", "2")
+    other = fit(tiny_run.root, tmp_path / "other", "--trainer.max_epochs", "2", "--seed_everything", "1")
+    assert same(state(tiny_run.out), again)
+    assert not same(state(tiny_run.out), other)
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(tiny_run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(tiny_run.root, out, "--trainer.max_epochs", "1")
+    before = (out / "last.ckpt").read_bytes()
+    assert cli.main(["fit", "--resume", str(out), "--trainer.max_epochs", "2"]) == 0
+    assert epochs(out) == ["0", "1"]
+    assert (out / "last.ckpt").read_bytes() != before
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
+    tiny_run: Any, tmp_path: Path, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_class = MODELS["stfpm"]
+    whole = model_class.training_step
+
+    def poisoned(self: Any, batch: Any, index: int) -> Any:
+        if self.current_epoch == 1:
+            with torch.no_grad():
+                next(self.network.student.parameters()).fill_(float("nan"))
+        return whole(self, batch, index)
+
+    monkeypatch.setattr(model_class, "training_step", poisoned)
+    out = tmp_path / "run"
+    fit_arguments = ["fit", "--data.root", tiny_run.root, "--out", out, *FIT, "--trainer.max_epochs", "3"]
+    message = error_of(*fit_arguments)
+    assert "not a number" in message and "last.ckpt" in message
+    kept = torch.load(out / "last.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
+    assert not (out / "model.ckpt").exists()
+
+
+def test_the_best_epoch_becomes_the_model(tiny_run: Any) -> None:
+    rows = list(csv.DictReader((tiny_run.out / "train.csv").open()))
+    best = min(rows, key=lambda row: float(row["val_loss"]))
+    kept = torch.load(tiny_run.out / "best.ckpt", weights_only=True)
+    assert kept["epoch"] == int(best["epoch"])

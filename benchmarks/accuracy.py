@@ -26,7 +26,7 @@ IMAGES = 128
 
 
 def main() -> None:
-    """Train, export and test for each seed; write JSON and the tables made from it."""
+    """Train, export and test for each seed; write JSON and the tables made from it after each step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -34,39 +34,42 @@ def main() -> None:
     options = parser.parse_args()
     data = os.environ["UAD_DATA"]
     weights = str(Path(os.environ["UAD_WEIGHTS"]) / "mobilenet_v2-imagenet.pth")
-    runs = {}
-    for seed in options.seeds:
-        runs[str(seed)] = _run_seed(options.work / f"seed{seed}", seed, data, weights)
-        result = {"machine": machine(), "config": CONFIG.read_text(), "runs": runs}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(page(result))
+    works = {seed: options.work / f"seed{seed}" for seed in options.seeds}
+    for seed, work in works.items():
+        if not (work / "run" / "model.ckpt").exists():
+            fit = ["fit", "--config", str(CONFIG), "--data.root", data, "--out", str(work / "run")]
+            backbone = ["--model.backbone", "mobilenet_v2", "--model.weights", weights]
+            _command([*fit, *backbone, "--seed_everything", str(seed)])
+    reports: dict[str, dict[str, object]] = {}
+    for name, flags in _variants(data).items():
+        for seed, work in works.items():
+            file = work / f"{name.replace(' ', '-')}.onnx"
+            if not file.exists():
+                _command(["export", str(work / "run" / "model.ckpt"), *flags, "--out", str(file)])
+            # The float32 file answers to the checkpoint, the others to the float32 file.
+            reference = work / ("run/model.ckpt" if name == "fp32" else "fp32.onnx")
+            reports.setdefault(name, {})[str(seed)] = _test(file, file.with_suffix(".json"), reference, data)
+            result = {"machine": machine(), "config": CONFIG.read_text(), "reports": reports}
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
+            options.out.with_suffix(".md").write_text(page(result))
 
 
-def _run_seed(work: Path, seed: int, data: str, weights: str) -> "dict[str, object]":
-    checkpoint = work / "run" / "model.ckpt"
-    if not checkpoint.exists():
-        fit = ["fit", "--config", str(CONFIG), "--data.root", data, "--out", str(checkpoint.parent)]
-        _command([*fit, "--model.backbone", "mobilenet_v2", "--model.weights", weights, "--seed_everything", str(seed)])
+def _variants(data: str) -> "dict[str, list[str]]":
+    """Name -> flags of `uad export`."""
     variants = {"fp32": ["--precision", "fp32"], "fp16": ["--precision", "fp16"]}
-    for calibrator in CALIBRATORS:
-        for source in SOURCES:
+    for source in SOURCES:
+        for calibrator in CALIBRATORS:
             place = data if source == "images" else source
             calibration = ["--calibrator", calibrator, "--calibration-data", place, "--calibration-images", str(IMAGES)]
             variants[f"int8 {calibrator} {source}"] = ["--precision", "int8", *calibration]
-    reports = {"checkpoint": _test(checkpoint, work / "checkpoint.json", checkpoint, data)}
-    for name, flags in variants.items():
-        file = work / f"{name.replace(' ', '-')}.onnx"
-        if not file.exists():
-            _command(["export", str(checkpoint), *flags, "--out", str(file)])
-        reports[name] = _test(file, file.with_suffix(".json"), checkpoint, data)
-    return reports
+    return variants
 
 
-def _test(model: Path, report: Path, checkpoint: Path, data: str) -> "dict[str, object]":
+def _test(model: Path, report: Path, reference: Path, data: str) -> "dict[str, object]":
     if not report.exists():
-        reference = [] if model == checkpoint else ["--reference", str(checkpoint)]
-        _command(["test", str(model), "--data.root", data, *reference, "--batch", "8", "--json", str(report)])
+        flags = ["--reference", str(reference), "--batch", "8", "--json", str(report)]
+        _command(["test", str(model), "--data.root", data, *flags])
     content = json.loads(report.read_text())
     del content["model"]
     return dict(content)
@@ -79,26 +82,35 @@ def _command(arguments: "list[str]") -> None:
 
 def page(result: "dict[str, object]") -> str:
     """The tables, in Markdown: mean over seeds, and the half width of their range."""
-    runs = list(result["runs"].values())
-    classes = list(runs[0]["checkpoint"]["classes"])
+    reports = result["reports"]
+    runs = list(reports["fp32"].values())
+    classes = list(runs[0]["classes"])
     lines = [f"# One unified STFPM on MobileNetV2, {len(classes)} classes, {len(runs)} seeds", ""]
-    lines += ["Means over the seeds, with the half width of their range. Engine: OpenVINO.", "", "## FP32", ""]
+    lines += ["Means over the seeds, ± half of their range. All on OpenVINO.", "", "## FP32", ""]
     rows = []
     for name in [*classes, "mean"]:
-        figures = [run["checkpoint"] if name == "mean" else run["checkpoint"]["classes"][name] for run in runs]
+        figures = [run if name == "mean" else run["classes"][name] for run in runs]
         keys = ("image_auroc", "pixel_auroc", "aupro", "image_f1")
         rows.append([name, *(_spread([figure[key] for figure in figures]) for key in keys)])
     lines += [markdown(["class", "image AUROC", "pixel AUROC", "AUPRO", "best F1"], rows), ""]
-    lines += ["## Every precision: mean AUROCs, and Spearman correlation of image scores with the checkpoint's", ""]
+    lines += ["## Every precision", ""]
+    lines += [
+        "Spearman: rank correlation of image scores with FP32's (of FP32 itself: with the torch checkpoint's).",
+        "",
+    ]
     rows = []
-    for variant in list(runs[0])[1:]:
-        reports = [run[variant] for run in runs]
-        row = [variant, *(_spread([report[key] for report in reports]) for key in ("image_auroc", "pixel_auroc"))]
+    for variant, seeds in reports.items():
+        runs = list(seeds.values())
+        row = [
+            variant,
+            str(len(runs)),
+            *(_spread([run[key] for run in runs]) for key in ("image_auroc", "pixel_auroc")),
+        ]
         for name in classes:
-            row.append(_spread([report["classes"][name]["agreement"]["spearman"] for report in reports], 4))
-        row.append(_spread([report["agreement"]["flipped"] for report in reports]))
+            row.append(_spread([run["classes"][name]["agreement"]["spearman"] for run in runs], 4))
+        row.append(_spread([run["agreement"]["flipped"] for run in runs]))
         rows.append(row)
-    header = ["model", "image AUROC", "pixel AUROC", *(f"Spearman {name}" for name in classes), "flipped"]
+    header = ["model", "seeds", "image AUROC", "pixel AUROC", *(f"Spearman {name}" for name in classes), "flipped"]
     where = result["machine"]
     lines += [markdown(header, rows), ""]
     lines += [f"{where['processor']}; {where['versions']}; commit {where['commit']}; `{where['command']}`", ""]

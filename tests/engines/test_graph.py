@@ -29,7 +29,9 @@ def test_backbone_is_what_is_neither_normalisation_nor_head() -> None:
 
 
 def test_constants_are_the_initializers() -> None:
-    values = constants(tiny())
+    model = tiny()
+    values = constants(model)
+    assert list(values) == [tensor.name for tensor in model.graph.initializer]
     assert values["teacher/conv1.weight"].shape == (4, 3, 3, 3)
     assert values["head.half"] == np.float32(0.5)
 

@@ -47,7 +47,7 @@ def test_relu_becomes_a_clamp_of_integers_behind_the_convolution() -> None:
 
 
 # The last bounds leave no grid point at their edges: they are rounded like any other value.
-@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (0.0, 0.5), (-0.31, 0.47)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (0.0, 0.5), (-0.3, 0.47)])
 def test_clip_becomes_a_clamp_of_integers(low: float, high: float) -> None:
     b = Builder()
     x = b.clip(b.conv(b.normalize(), "teacher/a", 4), "teacher/clip", low, high)
@@ -180,7 +180,7 @@ def test_the_original_is_not_changed() -> None:
 
 
 def test_no_constant_is_left_over() -> None:
-    unsigned = to_unsigned(quantized(tiny()), {})
+    unsigned = to_unsigned(quantized(tiny("inverted")), {})
     used = {name for node in unsigned.graph.node for name in node.input}
     assert set(constants(unsigned)) <= used
 

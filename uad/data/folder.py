@@ -17,7 +17,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 import numpy as np
 
 from engines.errors import ImageFileError
-from engines.images import read_image, resize
+from engines.images import SUFFIXES, read_image, resize
 from uad.errors import DataError
 
 GOOD = "good"
@@ -52,10 +52,9 @@ def find_classes(root: Path, classes: Optional[Sequence[str]] = None) -> Dict[st
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: give the folder that holds the classes with --data.root")
-    if _is_class(root) or _files(root):
+    found = {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_class(folder)}
+    if _is_class(root) or (not found and any(path.suffix.lower() in SUFFIXES for path in _files(root))):
         found = {root.resolve().name: root}
-    else:
-        found = {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_class(folder)}
     if not found:
         raise DataError(f"{root} holds no images: expected {root}/CLASS/train/good/*.png, or images")
     unknown = sorted(set(classes or ()) - set(found))

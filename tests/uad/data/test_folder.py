@@ -15,6 +15,7 @@ def test_classes_are_found_in_a_root_of_classes(tmp_path: Path) -> None:
     make_class(tmp_path, "nut")
     make_class(tmp_path, "bolt")
     (tmp_path / "notes").mkdir()
+    (tmp_path / "README.md").write_text("where the images come from")
     assert list(folder.find_classes(tmp_path)) == ["bolt", "nut"]
     assert list(folder.find_classes(tmp_path, ["nut"])) == ["nut"]
 

@@ -7,14 +7,14 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Literal, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from engines.errors import RuntimeNotInstalled, UserError
 
-Precision = Literal["fp32", "fp16", "int8"]
-Calibrator = Literal["entropy", "percentile", "minmax"]
-Runtime = Literal["openvino", "onnxruntime", "torch"]
-Target = Literal["cpu", "tensorrt", "jetson-xavier-nx"]
+PRECISIONS = ("fp32", "fp16", "int8")
+CALIBRATORS = ("entropy", "percentile", "minmax")
+RUNTIMES = ("openvino", "onnxruntime", "torch")
+TARGETS = ("cpu", "tensorrt", "jetson-xavier-nx")
 RANDOM_NORMAL = "random-normal"
 
 
@@ -58,8 +58,8 @@ def _fit(arguments: List[str]) -> None:
 def _export(arguments: List[str]) -> None:
     parser = _parser("export")
     parser.add_argument("model", type=Path, help="model.ckpt of a run, or an fp32 .onnx file of uad")
-    parser.add_argument("--precision", type=Precision, default="fp32")
-    parser.add_argument("--calibrator", type=Calibrator, default="entropy", help="how int8 chooses ranges")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--calibrator", choices=CALIBRATORS, default="entropy", help="how int8 chooses ranges")
     parser.add_argument(
         "--calibration-data",
         type=str,
@@ -68,7 +68,7 @@ def _export(arguments: List[str]) -> None:
     )
     parser.add_argument("--calibration-images", type=int, default=128, help="how many of them, spread over the classes")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of calibration images")
-    parser.add_argument("--target", type=Target, default="jetson-xavier-nx", help="whose rules the file must obey")
+    parser.add_argument("--target", choices=TARGETS, default="jetson-xavier-nx", help="whose rules the file must obey")
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
     options = _parse(parser, arguments)
 
@@ -80,7 +80,7 @@ def _export(arguments: List[str]) -> None:
 def _check(arguments: List[str]) -> None:
     parser = _parser("check")
     parser.add_argument("model", type=Path, help=".onnx file")
-    parser.add_argument("--target", type=Target, default="jetson-xavier-nx")
+    parser.add_argument("--target", choices=TARGETS, default="jetson-xavier-nx")
     options = _parse(parser, arguments)
 
     from engines.graph import load_model
@@ -227,7 +227,7 @@ def _add_data(parser: Any) -> None:
 
 
 def _add_runtime(parser: Any) -> None:
-    parser.add_argument("--runtime", type=Optional[Runtime], default=None, help="by default the fastest installed")
+    parser.add_argument("--runtime", choices=RUNTIMES, default=None, help="by default the fastest installed")
     parser.add_argument("--threads", type=Optional[int], default=None, help="CPU threads; by default the runtime's")
 
 

@@ -52,7 +52,7 @@ def evaluate(
     Pixel figures are at the model's input size: maps are enlarged bilinearly, masks resized by nearest neighbour. An
     image with a defect but no mask counts for image figures only; good images of a class with masks count as all good.
 
-    Memory: one batch of images, and 24 MB for each class (see `PixelCurve`), whatever the number of images.
+    Memory: one batch of images and 24 MB (see `PixelCurve`), whatever the number of images.
 
     Raises:
         DataError: there are no samples.

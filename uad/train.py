@@ -173,6 +173,8 @@ def _resume(arguments: List[str]) -> Tuple[List[str], bool]:
         if not (run / name).is_file():
             raise UserError(f"{run} has no {name}: --resume needs the folder of a run that finished an epoch")
     rest = arguments[:place] + arguments[place + 2 :]
+    if any(flag.startswith("--trainer.max_") for flag in rest):
+        raise UserError(f"the learning rate of {run} was planned for its own length: start a new run instead")
     return ["--config", str(run / "config.yaml"), "--out", str(run), *rest], True
 
 

@@ -29,7 +29,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model") / "model.onnx")
 
 
-# the contract of a runtime --------------------------------------------------------------------------------------------
+# The contract of a runtime --------------------------------------------------------------------------------------------
 
 
 @every_runtime
@@ -156,7 +156,7 @@ def test_graph_that_the_runtime_cannot_load_is_a_model_file_error(runtime: str, 
     assert "\n" not in str(error.value)
 
 
-# load, whatever runtime -----------------------------------------------------------------------------------------------
+# Load, whatever runtime -----------------------------------------------------------------------------------------------
 
 
 def only(*names: str) -> Any:

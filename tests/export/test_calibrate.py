@@ -31,7 +31,7 @@ def histogram_of(*parts: np.ndarray) -> Histogram:
     return histogram
 
 
-# scales ---------------------------------------------------------------------------------------------------------------
+# Scales ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("amax", "scale"), [(127.0, 1.0), (6.35, 0.05), (1.0, 1 / 127), (254e6, 2e6)])
@@ -60,7 +60,7 @@ def test_scale_keeps_the_shape() -> None:
     np.testing.assert_array_equal(scale_from_amax(amax), [[1.0, 2.0, 1.0]])
 
 
-# histograms -----------------------------------------------------------------------------------------------------------
+# Histograms -----------------------------------------------------------------------------------------------------------
 
 
 def test_histogram_counts_magnitudes_in_equal_bins() -> None:
@@ -154,7 +154,7 @@ def test_memory_does_not_grow() -> None:
     assert histogram.counts.nbytes == before == 8 * BINS
 
 
-# calibrators ----------------------------------------------------------------------------------------------------------
+# Calibrators ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)

@@ -339,6 +339,19 @@ def test_weights_behind_quantize_and_dequantize_are_accepted() -> None:
     assert check_model(model, "tensorrt") == []
 
 
+def test_one_scale_for_a_weight_behind_quantize_and_dequantize() -> None:
+    model = int8()
+    set_constant(model, "float", np.ones((4, 4, 3, 3), np.float32))
+    set_constant(model, f"{WEIGHT}_scale", np.array(0.01, np.float32))
+    set_constant(model, f"{WEIGHT}_zero_point", np.array(0, np.int8))
+    dequantize = node_of(model, f"{WEIGHT}/DQ")
+    inputs = ["float", *dequantize.input[1:]]
+    model.graph.node.append(helper.make_node("QuantizeLinear", inputs, ["integers"], name=f"{WEIGHT}/Q"))
+    dequantize.input[0] = "integers"
+    sort_nodes(model)
+    assert f"{CONV}: the weights need one scale" in only_problem(model)
+
+
 def test_batch_norm_that_was_not_folded() -> None:
     model = int8()
     parameters = {name: np.ones(4, np.float32) for name in ("gamma", "beta", "mean", "var")}

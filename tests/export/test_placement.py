@@ -35,7 +35,7 @@ def conv_transpose(b: Builder, x: str, place: str, channels: int, group: int = 1
     return y
 
 
-# rule 1: inputs of convolutions ---------------------------------------------------------------------------------------
+# Rule 1: inputs of convolutions ---------------------------------------------------------------------------------------
 
 
 def test_input_of_a_convolution_gets_a_pair() -> None:
@@ -74,7 +74,7 @@ def test_nothing_stands_between_a_convolution_and_what_it_fuses_with(backbone: s
             assert not {reader.op_type for reader in read_by[tensor.name]} & {"Relu", "Clip"}, tensor.name
 
 
-# rule 3: skip branch of Add -------------------------------------------------------------------------------------------
+# Rule 3: skip branch of Add -------------------------------------------------------------------------------------------
 
 
 @both_orders
@@ -139,7 +139,7 @@ def test_add_of_a_constant_is_no_residual() -> None:
     assert list(pairs(b.tap(b.add(x, offset, "teacher")))) == [INPUT]
 
 
-# rule 4: MaxPool ------------------------------------------------------------------------------------------------------
+# Rule 4: MaxPool ------------------------------------------------------------------------------------------------------
 
 
 def test_input_of_a_max_pool_gets_a_pair_with_the_scale_of_its_output() -> None:
@@ -197,7 +197,7 @@ def ranges(model: onnx.ModelProto) -> dict[str, float]:
     return {name: histogram.amax for name, histogram in found.items()}
 
 
-# rule 2: weights ------------------------------------------------------------------------------------------------------
+# Rule 2: weights ------------------------------------------------------------------------------------------------------
 
 
 def test_weight_of_a_convolution_keeps_axis_0_and_of_a_transposed_one_axis_1() -> None:
@@ -252,7 +252,7 @@ def test_weight_that_is_computed_is_left_in_float() -> None:
     assert [weight.name for weight in weights(model)] == ["teacher/a.weight"]
 
 
-# what stays in float --------------------------------------------------------------------------------------------------
+# What stays in float --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backbone", FEATURES)
@@ -272,7 +272,7 @@ def test_convolutions_and_adds_of_the_head_stay_in_float() -> None:
     assert [weight.name for weight in weights(model)] == ["teacher/a.weight"]
 
 
-# sums that ONNX Runtime cannot fuse -----------------------------------------------------------------------------------
+# Sums that ONNX Runtime cannot fuse -----------------------------------------------------------------------------------
 
 
 def test_convolution_before_an_add_is_unfused_where_the_sum_is_quantized_later() -> None:

@@ -43,7 +43,7 @@ def both(name: str) -> list[str]:
     return [f"{name}_output_0/Q", f"{name}_output_0/DQ"]
 
 
-# golden lists of Q/DQ -------------------------------------------------------------------------------------------------
+# Golden lists of Q/DQ -------------------------------------------------------------------------------------------------
 
 
 def test_qdq_nodes_of_the_residual_network() -> None:
@@ -90,7 +90,7 @@ def test_float_weights_are_gone() -> None:
     assert not any(name.endswith(".weight") for name in values)
 
 
-# against numpy, by hand -----------------------------------------------------------------------------------------------
+# Against numpy, by hand -----------------------------------------------------------------------------------------------
 
 
 def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
@@ -170,7 +170,7 @@ def test_score_is_close_to_that_of_the_float_graph() -> None:
     np.testing.assert_allclose(coarse, plain, rtol=0.05)
 
 
-# what is in the file --------------------------------------------------------------------------------------------------
+# What is in the file --------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_int8_with_one_scale_for_each_output_channel() -> None:
@@ -295,7 +295,7 @@ def test_calibrator_decides_the_scales() -> None:
     assert scales["entropy"] < 0.9 * scales["minmax"]
 
 
-# dead channels, left in float -----------------------------------------------------------------------------------------
+# Dead channels, left in float -----------------------------------------------------------------------------------------
 
 
 def test_dead_channel_has_the_scale_1_and_is_reported() -> None:
@@ -322,19 +322,27 @@ def test_tensor_that_never_leaves_zero_has_the_scale_1_and_is_reported(calibrato
     assert check_model(graph, "tensorrt") == []
 
 
-def test_convolution_left_in_float_is_reported() -> None:
+def left_in_float() -> onnx.ModelProto:
+    """The output channels of a grouped ConvTranspose lie on two axes: no scale fits them."""
     b = Builder()
     x = b.relu(b.conv(b.normalize(), "student/a", 4), "student/relu")
     b.constant("student/up.weight", b.random.standard_normal((4, 2, 2, 2)).astype(np.float32))
     y = b.node("ConvTranspose", [x, "student/up.weight"], "student/up", kernel_shape=[2, 2], strides=[2, 2], group=2)
-    graph, _, report = quantize(b.tap(y), tiny_info(), IMAGES, "minmax")
+    return b.tap(y)
+
+
+def test_convolution_left_in_float_is_reported() -> None:
+    graph, _, report = quantize(left_in_float(), tiny_info(), IMAGES, "minmax")
     assert report.float_nodes == ["/student/up/ConvTranspose"]
     assert report.weights == 1
     assert "student/up.weight" in constants(graph)
-    assert check_model(graph, "tensorrt") == []
 
 
-# bad input ------------------------------------------------------------------------------------------------------------
+def test_convolution_left_in_float_is_accepted_by_tensorrt() -> None:
+    assert check_model(quantized(left_in_float()), "tensorrt") == []
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
 
 
 def test_no_image_is_a_calibration_error() -> None:
@@ -361,7 +369,7 @@ def test_model_that_is_not_float32_is_refused(precision: str) -> None:
         quantize(tiny(), tiny_info(precision=precision), IMAGES, "minmax")
 
 
-# memory, images -------------------------------------------------------------------------------------------------------
+# Memory, images -------------------------------------------------------------------------------------------------------
 
 
 def test_memory_does_not_grow_with_the_images() -> None:

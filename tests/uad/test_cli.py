@@ -204,3 +204,13 @@ def test_fit_refuses_bad_settings(error_of: Callable[..., str], tmp_path: Path) 
     (tmp_path / "text.pth").write_text("no weights")
     assert "damaged" in error_of(*fit, "--model.weights", tmp_path / "text.pth")
     assert "--resume" in error_of("fit", "--resume", tmp_path)
+
+
+def test_the_command_line_offers_what_the_packages_have() -> None:
+    import engines
+    from export.calibrate import CALIBRATORS
+    from export.check import TARGETS
+
+    assert set(cli.CALIBRATORS) == set(CALIBRATORS)
+    assert set(cli.TARGETS) == set(TARGETS)
+    assert set(cli.RUNTIMES) == {*engines.RUNTIMES, "torch"}

@@ -41,13 +41,31 @@ def test_two_runs_with_one_seed_give_one_result_and_another_seed_another(tiny_ru
     assert not same(state(tiny_run.out), other)
 
 
-def test_a_resumed_run_goes_on_where_it_stopped(tiny_run: Any, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_where_it_stopped(
+    tiny_run: Any, tmp_path: Path, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
-    fit(tiny_run.root, out, "--trainer.max_epochs", "1")
-    before = (out / "last.ckpt").read_bytes()
-    assert cli.main(["fit", "--resume", str(out), "--trainer.max_epochs", "2"]) == 0
-    assert epochs(out) == ["0", "1"]
-    assert (out / "last.ckpt").read_bytes() != before
+    arguments = ["fit", "--data.root", str(tiny_run.root), "--out", str(out), *FIT, "--trainer.max_epochs", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(MODELS["stfpm"], "training_step", _failing_from_epoch(1))
+        with pytest.raises(MemoryError):
+            cli.main(arguments)
+    assert epochs(out) == ["0"] and not (out / "model.ckpt").exists()
+    assert "start a new run" in error_of("fit", "--resume", out, "--trainer.max_epochs", "9")
+    assert cli.main(["fit", "--resume", str(out)]) == 0
+    assert epochs(out) == ["0", "1", "2"]
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def _failing_from_epoch(epoch: int) -> Callable[..., Any]:
+    whole = MODELS["stfpm"].training_step
+
+    def step(self: Any, batch: Any, index: int) -> Any:
+        if self.current_epoch == epoch:
+            raise MemoryError
+        return whole(self, batch, index)
+
+    return step
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(

@@ -1,0 +1,62 @@
+"""Peak memory of calibrating on 500 images of 256x256, and of a process that only loads an engine and scores.
+
+    python benchmarks/memory.py FP32.onnx INT8.onnx --out benchmarks/results/memory.json
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from machine import machine
+from uad.tables import markdown
+
+SCORE = """
+import sys
+import numpy as np
+import engines
+engine = engines.load(sys.argv[1], sys.argv[2], threads=2)
+engine.infer(np.zeros((20, *engine.info.size, 3), np.uint8))
+assert "torch" not in sys.modules
+"""
+
+
+def main() -> None:
+    """Measure, write JSON and the table made from it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("fp32", type=Path)
+    parser.add_argument("int8", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    peaks = {}
+    with tempfile.TemporaryDirectory() as folder:
+        calibrate = ["-m", "uad.cli", "export", str(options.fp32), "--precision", "int8", "--calibration-images", "500"]
+        calibrate += ["--calibration-data", "random-normal", "--out", f"{folder}/int8.onnx"]
+        peaks["calibration on 500 images, ONNX Runtime"] = peak_mb(calibrate)
+    for runtime in ("openvino", "onnxruntime"):
+        for path in (options.fp32, options.int8):
+            peaks[f"scoring, {runtime}, {path.name}"] = peak_mb(["-c", SCORE, str(path), runtime])
+    result = {"machine": machine(), "peak_mb": peaks}
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    where = result["machine"]
+    page = markdown(["fresh process, no torch", "peak MB"], [[name, f"{peak:.0f}"] for name, peak in peaks.items()])
+    options.out.with_suffix(".md").write_text(
+        f"# Memory\n\n{page}\n\n{where['processor']}; {where['versions']}; commit {where['commit']}\n"
+    )
+    print(page)
+
+
+def peak_mb(arguments: "list[str]") -> float:
+    """Greatest resident set of a fresh Python process, in 10^6 bytes, as the system counts it."""
+    process = subprocess.Popen([sys.executable, *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"python {' '.join(arguments[:4])} failed")
+    return usage.ru_maxrss * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The README says what the results say, and every config can be read."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_readme_holds_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from readme import filled
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- accuracy.md -->" in text
+    assert filled(text) == text, "run python benchmarks/readme.py"
+    sys.modules.pop("readme")
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_gives_a_model(config: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="training is not installed")
+    from image_folders import make_class
+
+    from uad import cli
+
+    make_class(tmp_path / "images", "nut")
+    small = ["--model.weights", "none", "--data.image_size", "64", "--trainer.max_epochs", "1"]
+    fit = ["fit", "--config", str(config), "--data.root", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
+    assert cli.main([*fit, *small]) == 0
+    assert (tmp_path / "run" / "model.ckpt").is_file()

@@ -1,6 +1,6 @@
 """Peak memory of calibrating on 500 images of 256x256, and of a process that only loads an engine and scores.
 
-    python benchmarks/memory.py FP32.onnx INT8.onnx --out benchmarks/results/memory.json
+python benchmarks/memory.py FP32.onnx INT8.onnx --out benchmarks/results/memory.json
 """
 
 import argparse
@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from machine import machine
+
 from uad.tables import markdown
 
 SCORE = """

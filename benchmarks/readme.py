@@ -1,6 +1,6 @@
 """Write the results into README.md: each block between `<!-- NAME.md -->` and `<!-- end -->` becomes results/NAME.md.
 
-    python benchmarks/readme.py
+python benchmarks/readme.py
 """
 
 import re

@@ -46,7 +46,11 @@ class Worker:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input: IO[str] = self._process.stdin
         self._output: IO[str] = self._process.stdout
-        self.description = self._answer()
+        try:
+            self.description = self._answer()
+        except UserError:
+            self.close()
+            raise
 
     def measure(self, seconds: float) -> List[float]:
         """Run the model for about `seconds`; the latency of each run in ms."""
@@ -59,10 +63,9 @@ class Worker:
 
     def close(self) -> None:
         """End the process; may be called twice."""
-        if self._process.poll() is None:
-            with contextlib.suppress(BrokenPipeError):
-                self._input.close()
-            self._process.wait(timeout=60)
+        with contextlib.suppress(BrokenPipeError):
+            self._input.close()
+        self._process.wait(timeout=60)
         self._output.close()
 
     def _ask(self, line: str) -> Dict[str, Any]:

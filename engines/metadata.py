@@ -56,12 +56,12 @@ class ModelInfo:
         """
         try:
             values = json.loads(text)
+            if values.get("format", FORMAT) > FORMAT:
+                raise ModelFileError(f"{path} has format {values['format']}, this program reads {FORMAT}: update uad")
             known = {field.name for field in dataclasses.fields(cls)}
             info = cls(**{key: value for key, value in values.items() if key in known})
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelFileError(f"{path}: its description cannot be read ({error}): export it again") from error
-        if info.format > FORMAT:
-            raise ModelFileError(f"{path} has format {info.format}, this program reads {FORMAT}: update uad")
         return info
 
 

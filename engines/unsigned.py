@@ -84,8 +84,12 @@ def _integer_bounds(
     """The clamp of a Relu or Clip on the unsigned grid; None for any other node."""
     if activation.op_type == "Relu":
         return ZERO, 255
-    if activation.op_type == "Clip" and all(name in values for name in activation.input[1:3]):
-        low, high = (float(values[name]) for name in activation.input[1:3])
+    if (
+        activation.op_type == "Clip"
+        and len(activation.input) == 3
+        and all(name in values for name in activation.input[1:])
+    ):
+        low, high = (float(values[name]) for name in activation.input[1:])
         lower, upper = (
             int(np.clip(np.rint(np.float32(bound) / np.float32(scale)) + ZERO, 0, 255)) for bound in (low, high)
         )
@@ -105,7 +109,8 @@ def _quantize_before_add(model: onnx.ModelProto, residual_scales: Dict[str, floa
             helper.make_node("DequantizeLinear", [integer, *parameters], [output], name=output),
         ]
         for node in read_by.get(name, []):
-            rename_input(node, name, output)
+            if in_backbone(node):
+                rename_input(node, name, output)
         model.graph.node.extend(pair)
 
 

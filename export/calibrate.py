@@ -59,7 +59,7 @@ class Histogram:
         if self.limit == 0.0:  # nothing but zeros so far
             self.counts[0] += magnitudes.size
             return
-        bins = np.minimum((magnitudes * (BINS / self.limit)).astype(np.int32), BINS - 1)
+        bins = np.minimum((magnitudes / self.limit * BINS).astype(np.int32), BINS - 1)
         self.counts += np.bincount(bins, minlength=BINS)
 
     @property

@@ -91,7 +91,7 @@ def _computed_inputs(model: onnx.ModelProto) -> List[str]:
 
 def _asymmetric(model: onnx.ModelProto) -> List[str]:
     """Scales and zero points that TensorRT's parser refuses."""
-    values = constants(model)
+    values = _fixed(model)
     problems = []
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -112,8 +112,11 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
     made_by = producers(model)
     if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return []
-    values = constants(model)
+    values = _fixed(model)
     read_by = consumers(model)
+    plain = _without_qdq(model)
+    plain_adds = {node.name: node for node in plain.graph.node if node.op_type == "Add"}
+    plain_made_by, plain_read_by = producers(plain), consumers(plain)
     problems = []
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
@@ -122,20 +125,61 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
             weight = made_by.get(node.input[1])
             if weight is None or weight.op_type != "DequantizeLinear":
                 problems.append(f"{node.name}: the input is quantized, the weights are not")
-            elif values[weight.input[1]].size == 1 and _output_channels(node, weight, made_by, values) > 1:
+            elif (
+                values.get(weight.input[1], np.ones(2)).size == 1
+                and _output_channels(node, weight, made_by, values) > 1
+            ):
                 problems.append(f"{node.name}: the weights need one scale for each output channel")
         activation = node.op_type == "QuantizeLinear" and node.input[0] not in values
         if activation and values.get(node.input[1], np.ones(1)).size > 1:
             problems.append(f"{node.name}: activations take one scale a tensor")
         residual = node.op_type == "Add" and in_backbone(node) and not any(name in values for name in node.input)
-        if residual and not any(_is_dequantized(name, made_by) for name in node.input):
-            problems.append(f"{node.name}: the skip branch of the residual Add has no Q/DQ")
+        if residual:
+            add = plain_adds[node.name]
+            skip = list(add.input).index(placement.skip_branch(add, plain_made_by, plain_read_by))
+            if not _is_dequantized(node.input[skip], made_by):
+                problems.append(f"{node.name}: the skip branch of the residual Add has no Q/DQ")
         if node.op_type in placement.CONVOLUTIONS:
-            readers = read_by.get(node.output[0], [])
-            fused = [reader for reader in readers if reader.op_type in ("Relu", "Clip", "BatchNormalization")]
-            if fused and any(reader.op_type == "QuantizeLinear" for reader in readers):
+            pairs = [reader for reader in read_by.get(node.output[0], []) if reader.op_type == "QuantizeLinear"]
+            behind = [
+                reader
+                for quantize in pairs
+                for dequantize in read_by.get(quantize.output[0], [])
+                for reader in read_by.get(dequantize.output[0], [])
+            ]
+            fused = [reader for reader in behind if reader.op_type in ("Relu", "Clip", "BatchNormalization")]
+            if fused:
                 problems.append(f"{node.name}: Q/DQ stands between the convolution and {fused[0].name}")
     return problems
+
+
+def _fixed(model: onnx.ModelProto) -> Dict[str, np.ndarray]:
+    """Tensor name -> value, of every initializer and Constant node."""
+    values = constants(model)
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            values[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
+    return values
+
+
+def _without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose nodes read activations before their Q/DQ pairs."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    source = {
+        node.output[0]: node.input[0]
+        for node in plain.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    }
+    kept = [node for node in plain.graph.node if node.output[0] not in source]
+    for node in kept:
+        for index, name in enumerate(node.input):
+            while name in source:
+                name = source[name]
+            node.input[index] = name
+    del plain.graph.node[:]
+    plain.graph.node.extend(kept)
+    return plain
 
 
 def _is_dequantized(name: str, made_by: Dict[str, onnx.NodeProto]) -> bool:

@@ -47,19 +47,28 @@ def activations(model: onnx.ModelProto) -> List[QuantizedTensor]:
     made_by = producers(model)
     read_by = consumers(model)
     fixed = constants(model)
+    quantized = {weight.name for weight in weights(model)}
     readers: Dict[str, List[str]] = {}
     for node in model.graph.node:
         if not in_backbone(node):
             continue
         if node.op_type in CONVOLUTIONS:
+            if node.input[1] not in quantized:
+                continue  # left in float: TensorRT refuses a convolution of which one side is quantized
             readers.setdefault(node.input[0], []).append(node.name)
         elif node.op_type == "Add" and not any(name in fixed for name in node.input):
-            readers.setdefault(_skip_branch(node, made_by, read_by), []).append(node.name)
-    placed = []
+            readers.setdefault(skip_branch(node, made_by, read_by), []).append(node.name)
+    placed: List[QuantizedTensor] = []
     for name, nodes in readers.items():
         source = made_by.get(name)
-        if source is not None and source.op_type == "MaxPool" and in_backbone(source):
-            placed.append(QuantizedTensor(source.input[0], [source.name], range_of=name))
+        if source is not None and source.op_type == "MaxPool" and all(in_backbone(reader) for reader in read_by[name]):
+            pooled = source.input[0]
+            earlier = next((tensor.readers for tensor in placed if tensor.name == pooled), None)
+            shared = readers.get(pooled, earlier)
+            if shared is not None:
+                shared.append(source.name)
+            else:
+                placed.append(QuantizedTensor(pooled, [source.name], range_of=name))
         placed.append(QuantizedTensor(name, nodes, range_of=name))
     return placed
 
@@ -103,19 +112,22 @@ def _is_quantized_later(node: onnx.NodeProto, read_by: Dict[str, List[onnx.NodeP
     return name in quantized or any(output in quantized for output in activated)
 
 
-def _skip_branch(
+def skip_branch(
     add: onnx.NodeProto, made_by: Dict[str, onnx.NodeProto], read_by: Dict[str, List[onnx.NodeProto]]
 ) -> str:
     """The input of a residual Add that is not the convolution it fuses with.
 
-    Where both come from convolutions, the skip branch is the one whose convolution reads the block's input, which
-    others read too (a downsampling 1x1 convolution).
+    Where both come from convolutions, the skip branch is the block's input, which others read too (a linear
+    bottleneck), or else the one whose convolution reads the block's input (a downsampling 1x1 convolution).
     """
     from_convolution: List[str] = [
         name for name in add.input if name in made_by and made_by[name].op_type in CONVOLUTIONS
     ]
     if len(from_convolution) == 1:
         return str(next(name for name in add.input if name != from_convolution[0]))
+    for name in from_convolution:
+        if len(read_by[name]) > 1:
+            return name
     for name in from_convolution:
         if len(read_by[made_by[name].input[0]]) > 1:
             return name

@@ -149,7 +149,7 @@ def _add_weight_dq(graph: onnx.GraphProto, weight: placement.QuantizedWeight, va
         onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], name=f"{name}/DQ", axis=weight.axis)
     )
     for node in graph.node:
-        if node.op_type in placement.CONVOLUTIONS:
+        if node.op_type in placement.CONVOLUTIONS and in_backbone(node):
             rename_input(node, name, f"{name}_dq")
     return bool((amax == 0).any())
 

@@ -40,7 +40,13 @@ from uad.progress import progress
 
 EVALUATION_BATCH = 16
 CALIBRATION_IMAGES = 200  # of each class, for what the model must know of good images before and after training
-TRAINER_DEFAULTS = {"logger": False, "deterministic": True, "num_sanity_val_steps": 0, "enable_model_summary": False}
+TRAINER_DEFAULTS = {
+    "logger": False,
+    "deterministic": True,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,  # `fit` adds its own, which needs the output folder
+}
 
 
 class FitCLI(LightningCLI):

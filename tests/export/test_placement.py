@@ -181,6 +181,16 @@ def test_input_that_a_max_pool_and_a_convolution_share_gets_one_pair() -> None:
     assert set(pairs(model)) == {INPUT, x, pooled}
 
 
+def test_input_that_two_max_pools_share_gets_one_pair() -> None:
+    b = Builder()
+    x = b.relu(b.conv(b.normalize(), "teacher/a", 4), "teacher/relu")
+    pools = [b.max_pool(x, f"teacher/pool{index}") for index in range(2)]
+    model = b.tap(*(b.conv(pool, f"teacher/b{index}", 4) for index, pool in enumerate(pools)))
+    quantized, _ = insert_qdq(model, ranges(model))
+    onnx.checker.check_model(quantized)
+    assert pairs(model)[x] == ["/teacher/pool0/MaxPool", "/teacher/pool1/MaxPool"]
+
+
 def test_max_pool_that_the_head_reads_too_pools_in_float() -> None:
     # The head reads the features before they are quantized.
     b = Builder()

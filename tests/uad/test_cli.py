@@ -25,7 +25,13 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 """
 SCORES_WITHOUT_TORCH = """
 import sys
-sys.modules["torch"] = None
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "lightning"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
 from uad import cli
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from uad.data.folder import Sample, check_samples, find_classes, hold_out, load_images, test_samples, train_samples
+from uad.errors import DataError
 from uad.progress import progress
 
 
@@ -51,10 +52,19 @@ class AnomalyData(LightningDataModule):
         Raises:
             DataError: names all that cannot be used.
         """
-        self.setup("fit")
         samples = test_samples(self.root, self.classes)
-        with progress("Checking test images", len(samples)) as step:
-            check_samples(samples, step)
+        problems = []
+        try:
+            self.setup("fit")
+        except DataError as error:
+            problems.append(str(error))
+        try:
+            with progress("Checking test images", len(samples)) as step:
+                check_samples(samples, step)
+        except DataError as error:
+            problems.append(str(error))
+        if problems:
+            raise DataError("; ".join(problems))
 
     def setup(self, stage: str) -> None:
         """Decode the good images.

@@ -78,8 +78,8 @@ class AnomalyData(LightningDataModule):
         self.training_samples, self.held_out_samples = hold_out(samples, self.held_out, self.seed)
         size = (self.image_size, self.image_size)
         with progress("Reading good images", len(samples)) as step:
-            self.training_images = torch.from_numpy(load_images(self.training_samples, size, step))
-            self.held_out_images = torch.from_numpy(load_images(self.held_out_samples, size, step))
+            images = torch.from_numpy(load_images(self.training_samples + self.held_out_samples, size, step))
+        self.training_images, self.held_out_images = images.tensor_split([len(self.training_samples)])
 
     def class_names(self) -> List[str]:
         """The classes, by name."""

@@ -66,7 +66,9 @@ def _export(arguments: List[str]) -> None:
         default=None,
         help=f"for int8: folder of good images (classes, or images), or {RANDOM_NORMAL}",
     )
-    parser.add_argument("--calibration-images", type=int, default=128, help="how many of them, spread over the classes")
+    parser.add_argument(
+        "--calibration-images", type=_positive(int), default=128, help="how many of them, spread over the classes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw of calibration images")
     parser.add_argument("--target", choices=TARGETS, default="jetson-xavier-nx", help="whose rules the file must obey")
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
@@ -97,7 +99,7 @@ def _test(arguments: List[str]) -> None:
     parser.add_argument("model", type=Path, help=".ckpt or .onnx file")
     _add_data(parser)
     _add_runtime(parser)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=_positive(int), default=1)
     parser.add_argument("--reference", type=Optional[Path], default=None, help="model to compare the scores with")
     parser.add_argument("--scores", type=Optional[Path], default=None, help="CSV file for every score")
     parser.add_argument("--json", type=Optional[Path], default=None, help="file for the figures")
@@ -110,6 +112,8 @@ def _test(arguments: List[str]) -> None:
     from uad.tables import accuracy_table
 
     samples = test_samples(options.data.root, options.data.classes)
+    if not samples:
+        raise UserError(f"{options.data.root} holds no test images: expected CLASS/test/good and CLASS/test/<defect>")
     with contextlib.ExitStack() as stack:
         size = {"batch": options.batch, "threads": options.threads}
         engine = stack.enter_context(open_engine(options.model, options.runtime, **size))
@@ -133,8 +137,8 @@ def _bench(arguments: List[str]) -> None:
     parser = _parser("bench")
     parser.add_argument("models", type=Path, nargs="+", help=".ckpt or .onnx files, measured in turns")
     _add_runtime(parser)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of measuring for each model, at least")
+    parser.add_argument("--batch", type=_positive(int), default=1)
+    parser.add_argument("--seconds", type=_positive(float), default=3.0, help="of measuring for each model, at least")
     parser.add_argument("--json", type=Optional[Path], default=None, help="file for the figures")
     options = _parse(parser, arguments)
 
@@ -221,6 +225,12 @@ def _parse(parser: Any, arguments: List[str]) -> Any:
         raise UserError(f"{error} (see {parser.prog} --help)") from error
 
 
+def _positive(kind: type) -> Any:
+    from jsonargparse.typing import PositiveFloat, PositiveInt
+
+    return {int: PositiveInt, float: PositiveFloat}[kind]
+
+
 def _add_data(parser: Any) -> None:
     parser.add_argument("--data.root", type=Path, required=True, help="folder of classes, or of one class")
     parser.add_argument("--data.classes", type=Optional[List[str]], default=None, help="which of them, as [a,b]")
@@ -228,7 +238,9 @@ def _add_data(parser: Any) -> None:
 
 def _add_runtime(parser: Any) -> None:
     parser.add_argument("--runtime", choices=RUNTIMES, default=None, help="by default the fastest installed")
-    parser.add_argument("--threads", type=Optional[int], default=None, help="CPU threads; by default the runtime's")
+    parser.add_argument(
+        "--threads", type=Optional[_positive(int)], default=None, help="CPU threads; by default the runtime's"
+    )
 
 
 def _write_json(path: Optional[Path], content: Any) -> None:

@@ -61,8 +61,6 @@ def _load(path: Path) -> Tuple[onnx.ModelProto, ModelInfo]:
 def _quantize(model: onnx.ModelProto, info: ModelInfo, options: Any) -> Tuple[onnx.ModelProto, ModelInfo, str]:
     if options.calibration_data is None:
         raise CalibrationError("int8 needs --calibration-data: a folder of good images, or random-normal")
-    if options.calibration_images < 1:
-        raise CalibrationError(f"--calibration-images {options.calibration_images}: at least one is needed")
     images, count, source = _calibration_images(info, options)
     with progress("Calibrating", count) as step:
         quantized, info, report = quantize(model, info, _counted(images, step), options.calibrator)

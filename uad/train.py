@@ -5,7 +5,7 @@ RUN/train.csv      losses of each epoch
 RUN/last.ckpt      Lightning's own, after the last epoch: what --resume goes on from
 RUN/best.ckpt      the same, of the epoch with the least loss on held-out good images
 RUN/model.ckpt     the trained model: from the best epoch, with thresholds
-RUN/metrics.json   its accuracy on the test images, if there are any
+RUN/metrics.json   its accuracy on the test images; null where there are none
 """
 
 import csv
@@ -83,6 +83,9 @@ def fit(arguments: Sequence[str]) -> Path:
         )
     except ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
+    rate = cli.config.false_positive_rate
+    if not 0 <= rate < 1:
+        raise UserError(f"--false_positive_rate {rate}: give a part of the good images, at least 0 and less than 1")
     cli.datamodule.check()
     out = make_folder(cli.config.out)
     with replacing(out / "config.yaml") as temporary:
@@ -104,13 +107,13 @@ def fit(arguments: Sequence[str]) -> Path:
     last = str(out / "last.ckpt") if resume else None
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=last, weights_only=True)
     cli.model.load_state_dict(load_safely(out / "best.ckpt")["state_dict"])
-    model = finish(cli.model, cli.datamodule, cli.config.false_positive_rate, out)
+    model = finish(cli.model, cli.datamodule, rate, out)
     print(f"{model} is ready")
     return model
 
 
 def finish(model: STFPM, data: AnomalyData, false_positive_rate: float, out: Path) -> Path:
-    """Fit the head to good images, choose thresholds, write model.ckpt and, with test images, metrics.json."""
+    """Fit the head to good images, choose thresholds, write model.ckpt and metrics.json."""
     model.cpu().eval()
     model.calibrate(_some_of_each_class(data, "Fitting the distance head"), len(data.class_names()))
     scores = _scores(model, data.held_out_images)
@@ -134,11 +137,10 @@ def finish(model: STFPM, data: AnomalyData, false_positive_rate: float, out: Pat
     path = out / "model.ckpt"
     save_checkpoint(path, model.network, model.config, info)
     samples = test_samples(data.root, data.classes)
-    if any(sample.is_defect for sample in samples):
-        with progress("Testing", len(samples)) as step:
-            report = evaluate(TorchEngine(path, batch=EVALUATION_BATCH), samples, progress=step).report
-        with replacing(out / "metrics.json") as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    with progress("Testing", len(samples)) as step:
+        report = evaluate(TorchEngine(path, batch=EVALUATION_BATCH), samples, progress=step).report
+    with replacing(out / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -153,7 +153,7 @@ def test_mistakes_on_the_command_line(error_of: Callable[..., str], tiny_run: An
         "test", model, "--data.root", data, "--data.classes", "[screw]"
     )
     assert "--calibration-data" in error_of(*export, "--precision", "int8")
-    assert "at least one" in error_of(
+    assert "calibration_images" in error_of(
         *export, "--precision", "int8", "--calibration-data", data, "--calibration-images", 0
     )
     assert "holds 12 good images, 500 were asked" in error_of(
@@ -210,6 +210,29 @@ def test_fit_refuses_bad_settings(error_of: Callable[..., str], tmp_path: Path) 
     (tmp_path / "text.pth").write_text("no weights")
     assert "damaged" in error_of(*fit, "--model.weights", tmp_path / "text.pth")
     assert "--resume" in error_of("fit", "--resume", tmp_path)
+    for flag, value in (("--data.image_size", 100), ("--data.batch_size", 0), ("--data.held_out", 1.5)):
+        assert f"{flag} {value}" in error_of(*fit, "--model.weights", "none", flag, value)
+    assert "--false_positive_rate 1.0" in error_of(*fit, "--model.weights", "none", "--false_positive_rate", 1)
+
+
+def test_numbers_that_make_no_sense(error_of: Callable[..., str], tiny_run: Any) -> None:
+    model = tiny_run.onnx("fp32")
+    for flag, value in (("--batch", 0), ("--threads", -1), ("--seconds", 0)):
+        assert flag.lstrip("-") in error_of("bench", model, flag, value)
+
+
+def test_a_folder_without_test_images_is_refused(error_of: Callable[..., str], tiny_run: Any, tmp_path: Path) -> None:
+    save(noise(0), tmp_path / "parts" / "0.png")
+    assert "holds no test images" in error_of("test", tiny_run.onnx("fp32"), "--data.root", tmp_path / "parts")
+
+
+def test_fit_on_a_plain_folder_has_no_figures(tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="training is not installed")
+    for index in range(4):
+        save(noise(index), tmp_path / "parts" / f"{index}.png")
+    fit = ["fit", "--data.root", str(tmp_path / "parts"), "--out", str(tmp_path / "run"), "--model.weights", "none"]
+    assert cli.main([*fit, "--data.image_size", "64", "--trainer.max_epochs", "1"]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["image_auroc"] is None
 
 
 def test_the_command_line_offers_what_the_packages_have() -> None:

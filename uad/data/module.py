@@ -25,6 +25,9 @@ class AnomalyData(LightningDataModule):
         batch_size: images in a training step.
         held_out: part of the good images of each class that is held out.
         seed: of the split.
+
+    Raises:
+        DataError: a value that cannot serve.
     """
 
     def __init__(
@@ -37,6 +40,12 @@ class AnomalyData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if image_size < 32 or image_size % 16:
+            raise DataError(f"--data.image_size {image_size}: give a multiple of 16, at least 32")
+        if batch_size < 1:
+            raise DataError(f"--data.batch_size {batch_size}: give at least 1")
+        if not 0 < held_out < 1:
+            raise DataError(f"--data.held_out {held_out}: give a part of the images, between 0 and 1")
         self.root = root
         self.classes = classes
         self.image_size = image_size

@@ -125,6 +125,7 @@ def _agreement(scored: Sequence[ScoredImage]) -> Dict[str, Any]:
     reference = np.array([image.reference_score for image in scored], np.float64)
     return {
         "spearman": spearman(scores, reference),
+        "max_relative_score_diff": float(np.max(np.abs(scores - reference) / np.maximum(np.abs(reference), 1e-12))),
         "max_abs_map_diff": max(image.max_abs_map_diff for image in scored),
         "flipped": float(np.mean([image.flipped for image in scored])),
     }

@@ -96,6 +96,7 @@ def page(result: "dict[str, object]") -> str:
     lines += ["## Every precision", ""]
     lines += [
         "Spearman: rank correlation of image scores with FP32's (of FP32 itself: with the torch checkpoint's).",
+        "Flipped: part of the decisions at the threshold that differ. Max score diff: the greatest, relative.",
         "",
     ]
     rows = []
@@ -109,8 +110,17 @@ def page(result: "dict[str, object]") -> str:
         for name in classes:
             row.append(_spread([run["classes"][name]["agreement"]["spearman"] for run in runs], 4))
         row.append(_spread([run["agreement"]["flipped"] for run in runs]))
+        row.append(f"{max(run['agreement']['max_relative_score_diff'] for run in runs):.1g}")
         rows.append(row)
-    header = ["model", "seeds", "image AUROC", "pixel AUROC", *(f"Spearman {name}" for name in classes), "flipped"]
+    header = [
+        "model",
+        "seeds",
+        "image AUROC",
+        "pixel AUROC",
+        *(f"Spearman {name}" for name in classes),
+        "flipped",
+        "max score diff",
+    ]
     where = result["machine"]
     lines += [markdown(header, rows), ""]
     lines += [f"{where['processor']}; {where['versions']}; commit {where['commit']}; `{where['command']}`", ""]

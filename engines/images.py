@@ -11,11 +11,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 RESIZE_RULE = "bilinear with antialiasing (Pillow), aspect ratio not kept"
 
 
-def read_image(path: Union[str, Path]) -> np.ndarray:
+def read_image(path: Union[str, Path], faint: bool = False) -> np.ndarray:
     """Decode one image file.
 
     EXIF rotation is applied; grey and palette images become RGB; transparent pixels are laid over black; a 16-bit
     grey value v becomes round(v / 257), so that 65535 is 255.
+
+    Args:
+        path: the file.
+        faint: whether 16-bit values that would become 0 become 1, as in a mask.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -30,7 +34,7 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
             raise ImageFileError(f"{path} (empty file)")
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-            return _to_rgb(image, path)
+            return _to_rgb(image, path, faint)
     except ImageFileError:
         raise
     except FileNotFoundError as error:
@@ -56,7 +60,7 @@ def resize(image: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _to_rgb(image, path: Union[str, Path]) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _to_rgb(image, path: Union[str, Path], faint: bool) -> np.ndarray:  # type: ignore[no-untyped-def]
     """image: a PIL.Image of any mode."""
     from PIL import Image
 
@@ -66,7 +70,8 @@ def _to_rgb(image, path: Union[str, Path]) -> np.ndarray:  # type: ignore[no-unt
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ImageFileError(f"{path} (more than 16 bits a pixel: save it with 8 or 16 bits)")
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        narrow = (wide + 128) // 257
+        image = Image.fromarray((np.maximum(narrow, wide > 0) if faint else narrow).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)

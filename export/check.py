@@ -47,7 +47,7 @@ TARGETS: Dict[str, Target] = {
 }
 
 # Inputs that TensorRT 8.5 wants as constants: operator -> positions.
-CONSTANT_INPUTS = {"Clip": (1, 2), "Resize": (1, 2, 3), "TopK": (1,), "Slice": (3,), "Conv": (), "ConvTranspose": ()}
+CONSTANT_INPUTS = {"Clip": (1, 2), "Resize": (1, 2, 3), "TopK": (1,), "Slice": (3,)}
 
 
 def check_model(model: onnx.ModelProto, target: str) -> List[str]:
@@ -58,6 +58,8 @@ def check_model(model: onnx.ModelProto, target: str) -> List[str]:
     """
     if target not in TARGETS:
         raise ExportError(f"unknown target '{target}': choose one of {', '.join(TARGETS)}")
+    if not model.graph.node:
+        return ["there is no graph in it"]
     rules = TARGETS[target]
     problems = []
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
@@ -195,6 +197,8 @@ def _output_channels(
 ) -> int:
     name = weight.input[0]
     while name not in values:
+        if name not in made_by:
+            return 1  # an input of the graph: `check_model` names it elsewhere
         name = made_by[name].input[0]
     axis = 0 if node.op_type == "Conv" else 1
     return int(values[name].shape[axis])

@@ -13,7 +13,7 @@ from engines.errors import RuntimeNotInstalled, UserError
 
 PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATORS = ("entropy", "percentile", "minmax")
-RUNTIMES = ("openvino", "onnxruntime", "torch")
+RUNTIMES = ("openvino", "onnxruntime")
 TARGETS = ("cpu", "tensorrt", "jetson-xavier-nx")
 RANDOM_NORMAL = "random-normal"
 
@@ -67,7 +67,10 @@ def _export(arguments: List[str]) -> None:
         help=f"for int8: folder of good images (classes, or images), or {RANDOM_NORMAL}",
     )
     parser.add_argument(
-        "--calibration-images", type=_positive(int), default=128, help="how many of them, spread over the classes"
+        "--calibration-images",
+        type=Optional[_positive(int)],
+        default=None,
+        help="how many of them, spread over the classes; by default 128, or all that there are",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw of calibration images")
     parser.add_argument("--target", choices=TARGETS, default="jetson-xavier-nx", help="whose rules the file must obey")
@@ -119,8 +122,7 @@ def _test(arguments: List[str]) -> None:
         engine = stack.enter_context(open_engine(options.model, options.runtime, **size))
         reference = None
         if options.reference is not None:
-            runtime = None if options.reference.suffix == ".ckpt" else options.runtime
-            reference = stack.enter_context(open_engine(options.reference, runtime, **size))
+            reference = stack.enter_context(open_engine(options.reference, options.runtime, **size))
         with progress("Checking images", len(samples)) as step:
             check_samples(samples, step)
         with progress("Testing", len(samples)) as step:
@@ -168,9 +170,9 @@ def _predict(arguments: List[str]) -> None:
     from uad.predict import find_images, predict
     from uad.progress import progress
 
-    images = find_images(options.images)
-    make_folder(options.out)
+    images = find_images(options.images, options.out)
     engine = open_engine(options.model, options.runtime, threads=options.threads)
+    make_folder(options.out)
     with engine, progress("Judging", len(images)) as step:
         decisions = predict(engine, images, options.out, options.class_name, step)
     defects = sum(decision.decision == "defect" for decision in decisions)
@@ -210,7 +212,9 @@ COMMANDS: Dict[str, Tuple[str, Callable[[List[str]], None]]] = {
 def _parser(command: str) -> Any:
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"uad {command}", description=COMMANDS[command][0], exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"uad {command}", description=COMMANDS[command][0], exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     return parser
 
@@ -237,7 +241,9 @@ def _add_data(parser: Any) -> None:
 
 
 def _add_runtime(parser: Any) -> None:
-    parser.add_argument("--runtime", choices=RUNTIMES, default=None, help="by default the fastest installed")
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, default=None, help="of .onnx files; by default the fastest installed"
+    )
     parser.add_argument(
         "--threads", type=Optional[_positive(int)], default=None, help="CPU threads; by default the runtime's"
     )
@@ -256,7 +262,9 @@ def _needs_training_extra() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise RuntimeNotInstalled(f"training is not installed here ({error}): pip install 'uad[train]'") from error
+        raise RuntimeNotInstalled(
+            f"training is not installed here ({error}): pip install '.[train]' in the folder of uad"
+        ) from error
 
 
 if __name__ == "__main__":

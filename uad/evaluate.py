@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 
 from engines import Engine, Prediction
+from engines.errors import UserError
 from uad.data.folder import Sample, load_images, read_mask
 from uad.metrics import PixelCurve, best_f1, image_auroc, spearman
 
@@ -51,8 +52,18 @@ def evaluate(
     Pixel figures are at the model's input size: maps are enlarged bilinearly, masks resized by nearest neighbour. An
     image with a defect but no mask counts for image figures only; good images of a class with masks count as all good.
 
+    Agreement over all classes is that of all images, but Spearman's correlation the mean over the classes.
+
     Memory: one batch of images and 24 MB (see `PixelCurve`), whatever the number of images.
+
+    Raises:
+        UserError: the reference takes images of another size.
     """
+    if reference is not None and (reference.info.size, reference.info.map_stride) != (
+        engine.info.size,
+        engine.info.map_stride,
+    ):
+        raise UserError(f"the reference takes images of {reference.info.size}, the model of {engine.info.size}")
     images: List[ScoredImage] = []
     classes: Dict[str, Any] = {}
     for name in sorted({sample.class_name for sample in samples}):
@@ -70,6 +81,8 @@ def evaluate(
     report["classes"] = classes
     if reference is not None:
         report["agreement"] = _agreement(images)
+        # Over all images, a score's offset between classes would pass for agreement.
+        report["agreement"]["spearman"] = _mean([figures["agreement"]["spearman"] for figures in classes.values()])
     return Evaluation(report, images)
 
 

@@ -18,6 +18,8 @@ from export.quantize import quantize, random_normal_images
 from uad.data.folder import draw, load_images, train_samples
 from uad.progress import progress
 
+CALIBRATION_IMAGES = 128  # by default, or all that there are
+
 
 def export(options: Any) -> str:
     """Do what `uad export` was asked; returns a summary of a line or two.
@@ -53,7 +55,9 @@ def _load(path: Path) -> Tuple[onnx.ModelProto, ModelInfo]:
         from export.onnx import export_network
         from uad.checkpoint import load_checkpoint
     except ImportError as error:
-        raise RuntimeNotInstalled(f"{path} needs torch ({error}): pip install 'uad[train]'") from error
+        raise RuntimeNotInstalled(
+            f"{path} needs torch ({error}): pip install '.[train]' in the folder of uad"
+        ) from error
     network, info = load_checkpoint(path)
     return export_network(network, info.size), info
 
@@ -80,17 +84,18 @@ def _quantize(model: onnx.ModelProto, info: ModelInfo, options: Any) -> Tuple[on
 
 
 def _calibration_images(info: ModelInfo, options: Any) -> Tuple[Iterator[np.ndarray], int, str]:
-    """The images, how many they are, and what they are in a word."""
+    """The images, how many they are, and what they are in a word; of the model's classes where they are there."""
     if options.calibration_data == "random-normal":
-        images = random_normal_images(info, options.calibration_images, options.seed)
-        return iter(images), options.calibration_images, "random-normal"
+        count = options.calibration_images or CALIBRATION_IMAGES
+        return iter(random_normal_images(info, count, options.seed)), count, "random-normal"
     available = train_samples(Path(options.calibration_data))
-    if len(available) < options.calibration_images:
+    known = [sample for sample in available if sample.class_name in info.classes] or available
+    count = options.calibration_images or min(len(known), CALIBRATION_IMAGES)
+    if len(known) < count:
         raise CalibrationError(
-            f"{options.calibration_data} holds {len(available)} good images, {options.calibration_images} were asked: "
-            f"lower --calibration-images"
+            f"{options.calibration_data} holds {len(known)} good images, {count} were asked: lower --calibration-images"
         )
-    chosen = draw(available, options.calibration_images, options.seed)
+    chosen = draw(known, count, options.seed)
     return (load_images([sample], info.size)[0] for sample in chosen), len(chosen), "images"
 
 

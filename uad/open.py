@@ -6,27 +6,26 @@ from typing import List, Optional, Union
 
 import engines
 from engines import benchmark
-from engines.errors import RuntimeNotInstalled, UserError
+from engines.errors import RuntimeNotInstalled
 
 
 def open_engine(
     path: Union[str, Path], runtime: Optional[str] = None, *, batch: int = 1, threads: Optional[int] = None
 ) -> engines.Engine:
-    """Load a .ckpt or .onnx file; see `engines.load`.
+    """Load a .ckpt or .onnx file. Torch runs a checkpoint, whatever the runtime; see `engines.load`.
 
     Raises:
-        UserError: a runtime that cannot run this kind of file, and all that `engines.load` raises.
+        RuntimeNotInstalled: torch is not installed.
+        UserError: all that `engines.load` and `uad.checkpoint.load_checkpoint` raise.
     """
     if Path(path).suffix != ".ckpt":
-        if runtime == "torch":
-            raise UserError(f"torch runs .ckpt files only: choose another runtime for {path}")
         return engines.load(path, runtime, batch=batch, threads=threads)
-    if runtime not in (None, "torch"):
-        raise UserError(f"{path} is a checkpoint, which torch runs: export it for {runtime}")
     try:
         from uad.checkpoint import TorchEngine
     except ImportError as error:
-        raise RuntimeNotInstalled(f"{path} needs torch ({error}): pip install 'uad[train]'") from error
+        raise RuntimeNotInstalled(
+            f"{path} needs torch ({error}): pip install '.[train]' in the folder of uad"
+        ) from error
     return TorchEngine(path, batch=batch, threads=threads)
 
 

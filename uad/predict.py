@@ -28,8 +28,10 @@ class Decision:
     overlay: str  # path of the overlay
 
 
-def find_images(inputs: Sequence[Path]) -> List[Path]:
-    """The image files among the inputs and, recursively, in the folders among them, without duplicates.
+def find_images(inputs: Sequence[Path], results: Path) -> List[Path]:
+    """The image files among the inputs and, recursively, in the folders among them, each once.
+
+    The folder of the results is passed over: it holds overlays of an earlier call.
 
     Raises:
         UserError: an input does not exist, or there is no image.
@@ -38,14 +40,14 @@ def find_images(inputs: Sequence[Path]) -> List[Path]:
     for path in inputs:
         if path.is_dir():
             inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            found += sorted(file for file in inside if not file.name.startswith("."))
+            found += sorted(file for file in inside if not file.name.startswith(".") and results not in file.parents)
         elif path.is_file():
             found.append(path)
         else:
             raise UserError(f"{path}: no such file or folder")
     if not found:
         raise UserError(f"no images in {', '.join(map(str, inputs))}: expected {' '.join(SUFFIXES)}")
-    return list(dict.fromkeys(found))
+    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
 
 
 def predict(

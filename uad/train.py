@@ -2,7 +2,7 @@
 
 RUN/config.yaml    every setting, as resolved
 RUN/train.csv      losses of each epoch
-RUN/last.ckpt      Lightning's own, after the last epoch: what --resume goes on from
+RUN/last.ckpt      Lightning's own, after each epoch: what `uad fit --resume RUN` goes on from
 RUN/best.ckpt      the same, of the epoch with the least loss on held-out good images
 RUN/model.ckpt     the trained model: from the best epoch, with thresholds
 RUN/metrics.json   its accuracy on the test images; null where there are none
@@ -11,16 +11,18 @@ RUN/metrics.json   its accuracy on the test images; null where there are none
 import csv
 import json
 import logging
+import math
 import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from jsonargparse import ArgumentError
 from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import Tensor
@@ -32,6 +34,7 @@ from engines.metadata import ModelInfo
 from uad.checkpoint import TorchEngine, save_checkpoint
 from uad.data.folder import draw, test_samples
 from uad.data.module import AnomalyData
+from uad.errors import TrainingError
 from uad.evaluate import evaluate
 from uad.metrics import threshold_at
 from uad.models.backbones import load_safely
@@ -40,7 +43,9 @@ from uad.progress import progress
 
 EVALUATION_BATCH = 16
 CALIBRATION_IMAGES = 200  # of each class, for what the model must know of good images before and after training
+DESCRIPTION = "Train one model on good images of all the parts; uad fit --resume RUN goes on with a stopped run."
 TRAINER_DEFAULTS = {
+    "max_epochs": 6,
     "logger": False,
     "deterministic": True,
     "num_sanity_val_steps": 0,
@@ -79,37 +84,56 @@ def fit(arguments: Sequence[str]) -> Path:
             seed_everything_default=0,
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
-            parser_kwargs={"exit_on_error": False, "prog": "uad fit"},
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False, "prog": "uad fit", "description": DESCRIPTION},
         )
-    except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from error
+    except (ArgumentError, MisconfigurationException) as error:
+        raise UserError(f"{error} (see uad fit --help)") from error
     rate = cli.config.false_positive_rate
     if not 0 <= rate < 1:
         raise UserError(f"--false_positive_rate {rate}: give a part of the good images, at least 0 and less than 1")
     cli.datamodule.check()
     out = make_folder(cli.config.out)
-    with replacing(out / "config.yaml") as temporary:
-        cli.parser.save(cli.config, str(temporary), overwrite=True)
-    checkpoints = ModelCheckpoint(
-        out,
-        filename="best",
-        monitor="val_loss",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    if not resume:
+    if resume:
+        _keep_rows(out / "train.csv", load_safely(out / "last.ckpt"))
+    else:
+        for name in ("best.ckpt", "last.ckpt", "model.ckpt", "metrics.json", "train.csv"):
+            (out / name).unlink(missing_ok=True)
+        with replacing(out / "config.yaml") as temporary:
+            cli.parser.save(cli.config, str(temporary), overwrite=True)
         cli.model.prepare(images for images, _ in _some_of_each_class(cli.datamodule, "Preparing the teacher"))
-    cli.trainer.callbacks += [  # type: ignore[attr-defined]
-        checkpoints,
-        EpochTable(out / "train.csv", fresh=not resume),
-    ]
-    last = str(out / "last.ckpt") if resume else None
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=last, weights_only=True)
+    best = _checkpoint(out, "best", "val_loss")
+    # The table is written first: a row is there for every epoch that last.ckpt knows of.
+    cli.trainer.callbacks += [EpochTable(out / "train.csv"), best, _checkpoint(out, "last", None)]  # type: ignore[attr-defined]
+    _train(cli, str(out / "last.ckpt") if resume else None)
+    if not best.best_model_path:
+        raise TrainingError("no epoch was trained: give --trainer.max_epochs at least 1")
     cli.model.load_state_dict(load_safely(out / "best.ckpt")["state_dict"])
     model = finish(cli.model, cli.datamodule, rate, out)
     print(f"{model} is ready")
     return model
+
+
+def _checkpoint(out: Path, name: str, monitor: Optional[str]) -> ModelCheckpoint:
+    """Keeps one checkpoint: of the epoch with the least `monitor`, or of the newest where that is None."""
+    return ModelCheckpoint(
+        out, filename=name, monitor=monitor, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+
+
+def _train(cli: FitCLI, last: Optional[str]) -> None:
+    """Run Lightning's training loop.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; Lightning itself would leave without a word.
+        UserError: the settings do not go together.
+    """
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=last, weights_only=True)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
 
 
 def finish(model: STFPM, data: AnomalyData, false_positive_rate: float, out: Path) -> Path:
@@ -147,18 +171,16 @@ def finish(model: STFPM, data: AnomalyData, false_positive_rate: float, out: Pat
 class EpochTable(Callback):
     """Writes a row of train.csv after each epoch."""
 
-    def __init__(self, path: Path, fresh: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.start = time.perf_counter()
-        if fresh and path.exists():
-            path.unlink()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row: Dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
-            "train_loss": float(trainer.callback_metrics["train_loss"]),
-            "val_loss": float(trainer.callback_metrics["val_loss"]),
+            "train_loss": float(trainer.callback_metrics.get("train_loss", math.nan)),
+            "val_loss": float(trainer.callback_metrics.get("val_loss", math.nan)),
             "seconds": round(time.perf_counter() - self.start, 1),
         }
         new = not self.path.exists()
@@ -170,7 +192,7 @@ class EpochTable(Callback):
 
 
 def _resume(arguments: List[str]) -> Tuple[List[str], bool]:
-    """Turn `--resume RUN` into the settings of that run; further flags still win."""
+    """Turn `--resume RUN` into the settings of that run."""
     if "--resume" not in arguments:
         return arguments, False
     place = arguments.index("--resume")
@@ -181,9 +203,17 @@ def _resume(arguments: List[str]) -> Tuple[List[str], bool]:
         if not (run / name).is_file():
             raise UserError(f"{run} has no {name}: --resume needs the folder of a run that finished an epoch")
     rest = arguments[:place] + arguments[place + 2 :]
-    if any(flag.startswith("--trainer.max_") for flag in rest):
-        raise UserError(f"the learning rate of {run} was planned for its own length: start a new run instead")
-    return ["--config", str(run / "config.yaml"), "--out", str(run), *rest], True
+    if rest:
+        raise UserError(f"{run} goes on with its own settings: leave out {' '.join(rest)}, or start a new run")
+    return ["--config", str(run / "config.yaml"), "--out", str(run)], True
+
+
+def _keep_rows(table: Path, last: Dict[str, Any]) -> None:
+    """Drop the rows of epochs that come after the checkpoint; they will be trained again."""
+    with open(table, newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file))
+    with replacing(table) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) <= last["epoch"])])
 
 
 def _some_of_each_class(data: AnomalyData, title: str) -> Iterator[Tuple[Tensor, Tensor]]:

@@ -427,3 +427,7 @@ def test_several_problems_are_all_listed() -> None:
     problems = check_model(model, "tensorrt")
     assert len(problems) == 4  # Q and DQ
     assert all("\n" not in line for line in problems)
+
+
+def test_a_file_without_a_graph() -> None:
+    assert check_model(onnx.ModelProto(), "cpu") == ["there is no graph in it"]

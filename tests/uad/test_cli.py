@@ -244,4 +244,4 @@ def test_the_command_line_offers_what_the_packages_have() -> None:
 
     assert set(cli.CALIBRATORS) == set(CALIBRATORS)
     assert set(cli.TARGETS) == set(TARGETS)
-    assert set(cli.RUNTIMES) == {*engines.RUNTIMES, "torch"}
+    assert set(cli.RUNTIMES) == set(engines.RUNTIMES)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from image_folders import make_class
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -51,7 +52,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(
         with pytest.raises(MemoryError):
             cli.main(arguments)
     assert epochs(out) == ["0"] and not (out / "model.ckpt").exists()
-    assert "start a new run" in error_of("fit", "--resume", out, "--trainer.max_epochs", "9")
+    assert "own settings" in error_of("fit", "--resume", out, "--trainer.max_epochs", "9")
     assert cli.main(["fit", "--resume", str(out)]) == 0
     assert epochs(out) == ["0", "1", "2"]
     assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 6
@@ -89,6 +90,35 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
     assert kept["epoch"] == 0
     assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
     assert not (out / "model.ckpt").exists()
+
+
+def test_the_last_checkpoint_is_of_the_last_epoch_though_the_first_was_better(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worse_each_epoch(self: Any, batch: Any, index: int) -> None:
+        self.log("val_loss", float(self.current_epoch))
+
+    monkeypatch.setattr(MODELS["stfpm"], "validation_step", worse_each_epoch)
+    out = tmp_path / "run"
+    fit(tiny_run.root, out, "--trainer.max_epochs", "3")
+    assert torch.load(out / "best.ckpt", weights_only=True)["epoch"] == 0
+    assert torch.load(out / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_a_run_that_fails_leaves_nothing_of_an_earlier_one(
+    tiny_run: Any, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    out = tmp_path / "run"
+    fit(tiny_run.root, out, "--trainer.max_epochs", "1")
+    message = error_of("fit", "--data.root", tiny_run.root, "--out", out, *FIT, "--trainer.max_epochs", "0")
+    assert "no epoch was trained" in message
+    assert not (out / "model.ckpt").exists()
+
+
+def test_two_images_of_one_class_are_enough(tmp_path: Path) -> None:
+    make_class(tmp_path / "images", "nut", train=2)
+    tensors = fit(tmp_path / "images", tmp_path / "run", "--trainer.max_epochs", "1")
+    assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
 
 
 def test_the_best_epoch_becomes_the_model(tiny_run: Any) -> None:

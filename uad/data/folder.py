@@ -51,7 +51,7 @@ def find_classes(root: Path, classes: Optional[Sequence[str]] = None) -> Dict[st
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder: give the folder that holds the classes with --data.root")
+        raise DataError(f"{root}: no such folder: give the one that holds the classes")
     found = {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_class(folder)}
     if _is_class(root) or (not found and any(path.suffix.lower() in SUFFIXES for path in _files(root))):
         found = {root.resolve().name: root}
@@ -185,7 +185,7 @@ def read_mask(path: Path, size: Optional[Tuple[int, int]] = None) -> np.ndarray:
     """Decode a mask: (H, W) bool, True where defective; resized to `size` (height, width) by nearest neighbour."""
     from PIL import Image
 
-    mask: np.ndarray = np.asarray(read_image(path).any(axis=2))
+    mask: np.ndarray = np.asarray(read_image(path, faint=True).any(axis=2))
     if size is None or mask.shape == size:
         return mask
     return np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))

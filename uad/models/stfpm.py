@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from engines.errors import UserError
 from uad.errors import TrainingError
 from uad.models.backbones import BACKBONES, FeaturePyramid
 
@@ -171,7 +172,7 @@ class DistanceHead(nn.Module):
         least = 0.01 * mean.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)
         self.mean = mean
         self.std = torch.maximum((square - mean.square()).clamp_min(0.0).sqrt(), least)
-        self.spread = features.std(dim=0).clamp_min(1e-3)
+        self.spread = features.std(dim=0, correction=0).clamp_min(1e-3)
         centroids = [features[label == index].mean(dim=0) for index in range(classes)]
         self.centroids = torch.stack(centroids) / self.spread
 
@@ -253,6 +254,9 @@ class STFPM(LightningModule):
         weights: of the teacher: "imagenet" (downloaded by torchvision), "none", or a torchvision state dict.
         lr: the greatest learning rate of the cycle.
         weight_decay: of AdamW.
+
+    Raises:
+        UserError: an unknown backbone, weights that do not fit, or a negative number.
     """
 
     def __init__(
@@ -263,6 +267,9 @@ class STFPM(LightningModule):
         weight_decay: float = 1e-4,
     ) -> None:
         super().__init__()
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if value < 0:
+                raise UserError(f"--model.{name} {value}: give a number that is not negative")
         self.config = {"backbone": backbone, "weights": weights, "lr": lr, "weight_decay": weight_decay}
         self.lr = lr
         self.weight_decay = weight_decay

@@ -133,6 +133,11 @@ def test_draw_spreads_over_the_classes(tmp_path: Path) -> None:
     assert len({sample.path for sample in folder.draw(samples, 100, seed=0)}) == 22
 
 
+def test_a_faint_16_bit_mask_counts(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1], [100, 65535]], np.uint16)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(folder.read_mask(tmp_path / "mask.png"), [[False, True], [True, True]])
+
+
 def test_a_mask_is_resized_by_nearest_neighbour(tmp_path: Path) -> None:
     mask = np.zeros((4, 4), np.uint8)
     mask[:2, :2] = 1  # any value above 0 is a defect

@@ -2,9 +2,9 @@
 
     UAD_DATA=... UAD_WEIGHTS=... python benchmarks/accuracy.py --work DIR --out benchmarks/results/accuracy.json
 
-UAD_DATA holds classes in the layout of MVTec AD, UAD_WEIGHTS the file mobilenet_v2-imagenet.pth. What is in --work is
-not made again, so the script goes on where it was stopped. Everything is run through the command line, on the config
-as it stands; nothing here chooses anything.
+UAD_DATA is a folder of classes in the layout of MVTec AD, UAD_WEIGHTS one that holds mobilenet_v2-imagenet.pth. What is
+in --work is not made again, so the script goes on where it was stopped: empty it when the code has changed. Everything
+is run through the command line, on the config as it stands; nothing here chooses anything.
 """
 
 import argparse

@@ -22,7 +22,7 @@ def machine() -> "dict[str, object]":
     return {
         "processor": f"{processor}, {cores} cores, {' '.join(features)}",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "commit": commit,
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python benchmarks/{Path(sys.argv[0]).name}",
     }

@@ -45,7 +45,7 @@ def main() -> None:
     where = result["machine"]
     page = markdown(["fresh process, no torch", "peak MB"], [[name, f"{peak:.0f}"] for name, peak in peaks.items()])
     options.out.with_suffix(".md").write_text(
-        f"# Memory\n\n{page}\n\n{where['processor']}; {where['versions']}; commit {where['commit']}\n"
+        f"# Memory\n\n{page}\n\n{where['processor']}; {where['versions']}; commit {where['commit']}; `{where['command']}`\n"
     )
     print(page)
 

@@ -73,7 +73,7 @@ def _page(result: "dict[str, object]") -> str:
     where = result["machine"]
     return (
         f"# Speed of STFPM on {result['backbone']}, 256x256, batch 1\n\n{benchmark_table(result['reports'])}\n\n"
-        f"{where['processor']}; {where['versions']}; commit {where['commit']}; `{where['command']}`\n"
+        f"{where['processor']}; {where['versions']}; commit {where['commit']}; `{where['command']} --backbone {result['backbone']}`\n"
     )
 
 

@@ -60,6 +60,10 @@ class ModelInfo:
                 raise ModelFileError(f"{path} has format {values['format']}, this program reads {FORMAT}: update uad")
             known = {field.name for field in dataclasses.fields(cls)}
             info = cls(**{key: value for key, value in values.items() if key in known})
+            if not (isinstance(info.height, int) and isinstance(info.width, int) and isinstance(info.classes, list)):
+                raise TypeError("height and width must be numbers, classes a list")
+            if not all(isinstance(value, (int, float)) for value in [info.threshold, *info.thresholds.values()]):
+                raise TypeError("thresholds must be numbers")
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelFileError(f"{path}: its description cannot be read ({error}): export it again") from error
         return info

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 # What each package is for, and what installs it.
 PACKAGES = {
     "export and calibration": (
-        "uad",
+        ".",
         ("numpy", "pillow", "onnx", "onnxruntime", "scikit-learn", "jsonargparse", "rich"),
     ),
     "training": (
-        "uad[train]",
+        ".[train]",
         ("torch", "torchvision", "lightning", "torchmetrics", "pytorch-quantization"),
     ),
-    "the fastest runtime on a CPU": ("uad[openvino]", ("openvino",)),
+    "the fastest runtime on a CPU": (".[openvino]", ("openvino",)),
 }
 
 
@@ -29,7 +29,10 @@ def diagnose() -> str:
     for purpose, (extra, packages) in PACKAGES.items():
         found = [(name, _version(name)) for name in packages]
         missing = [name for name, number in found if number is None]
-        lines.append(f"{purpose}: " + (f"missing {', '.join(missing)}: pip install '{extra}'" if missing else "ready"))
+        lines.append(
+            f"{purpose}: "
+            + (f"missing {', '.join(missing)}: pip install '{extra}' in the folder of uad" if missing else "ready")
+        )
         lines += [f"  {name} {number}" for name, number in found if number is not None]
     lines.append("runtimes:")
     lines += [f"  {name}: {answer}" for name, answer in _runtimes()]

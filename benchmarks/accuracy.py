@@ -14,7 +14,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from machine import machine
+from machine import footer, machine
 
 from uad import cli
 from uad.tables import markdown
@@ -121,10 +121,8 @@ def page(result: "dict[str, object]") -> str:
         "flipped",
         "max score diff",
     ]
-    where = result["machine"]
     lines += [markdown(header, rows), ""]
-    lines += [f"{where['processor']}; {where['versions']}; commit {where['commit']}; `{where['command']}`", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, footer(result["machine"])])
 
 
 def _spread(values: "list[float | None]", digits: int = 3) -> str:

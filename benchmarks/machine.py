@@ -26,3 +26,9 @@ def machine() -> "dict[str, object]":
         "commit": commit,
         "command": f"python benchmarks/{Path(sys.argv[0]).name}",
     }
+
+
+def footer(where: "dict[str, object]", flags: str = "") -> str:
+    """The last line of a page of results."""
+    command = f"{where['command']} {flags}".strip()
+    return f"{where['processor']}; {where['versions']}; commit {where['commit']}; `{command}`\n"

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import machine
+from machine import footer, machine
 
 from uad.tables import markdown
 
@@ -42,11 +42,8 @@ def main() -> None:
             peaks[f"scoring, {runtime}, {path.name}"] = peak_mb(["-c", SCORE, str(path), runtime])
     result = {"machine": machine(), "peak_mb": peaks}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    where = result["machine"]
     page = markdown(["fresh process, no torch", "peak MB"], [[name, f"{peak:.0f}"] for name, peak in peaks.items()])
-    options.out.with_suffix(".md").write_text(
-        f"# Memory\n\n{page}\n\n{where['processor']}; {where['versions']}; commit {where['commit']}; `{where['command']}`\n"
-    )
+    options.out.with_suffix(".md").write_text(f"# Memory\n\n{page}\n\n{footer(result['machine'])}")
     print(page)
 
 

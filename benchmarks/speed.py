@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import machine
+from machine import footer, machine
 
 from engines.benchmark import ROUNDS, benchmark, worker_command
 from uad import cli
@@ -70,10 +70,10 @@ def _run(arguments: "list[str]") -> None:
 
 
 def _page(result: "dict[str, object]") -> str:
-    where = result["machine"]
+    flags = f"--backbone {result['backbone']}"
     return (
         f"# Speed of STFPM on {result['backbone']}, 256x256, batch 1\n\n{benchmark_table(result['reports'])}\n\n"
-        f"{where['processor']}; {where['versions']}; commit {where['commit']}; `{where['command']} --backbone {result['backbone']}`\n"
+        f"{footer(result['machine'], flags)}"
     )
 
 

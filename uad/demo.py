@@ -14,7 +14,8 @@ from uad.tables import markdown
 
 PRECISIONS = ("fp32", "fp16", "int8")
 EXPLANATION = """
-One model was trained on good images of all four products and saved in three precisions.
+One model was trained on good images of all four products and saved in three precisions. Its teacher has random weights,
+because nothing is downloaded here; with ImageNet's, which uad fit takes by default, it would judge far better.
   image AUROC   how often an image with a defect scores above a good one: 0.5 is guessing, 1 is always
   pixel AUROC   the same for the pixels of a defect
   agreement     rank correlation of the scores with those of the trained model: 1 is the same judgement
@@ -41,7 +42,6 @@ def demo(out: Path) -> str:
 def _commands(out: Path, images: Path) -> List[List[str]]:
     run, root = str(out / "run"), str(images)
     files = {precision: str(out / f"model.{precision}.onnx") for precision in PRECISIONS}
-    # The teacher has random weights, because nothing is downloaded here: ImageNet's would do better.
     fit = ["fit", "--data.root", root, "--data.image_size", "128", "--model.weights", "none", "--out", run]
     commands = [[*fit, "--trainer.max_epochs", "15"]]
     for precision, file in files.items():

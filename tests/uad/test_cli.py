@@ -48,7 +48,7 @@ def test_fit_leaves_a_run(tiny_run: Any) -> None:
     assert {"config.yaml", "train.csv", "last.ckpt", "best.ckpt", "model.ckpt", "metrics.json"} <= {
         path.name for path in tiny_run.out.iterdir()
     }
-    rows = list(csv.DictReader((tiny_run.out / "train.csv").open()))
+    rows = list(csv.DictReader((tiny_run.out / "train.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
     metrics = json.loads((tiny_run.out / "metrics.json").read_text())
@@ -67,7 +67,7 @@ def test_test_writes_every_figure_and_score(tiny_run: Any, tmp_path: Path) -> No
         figures["classes"]["nut"]["agreement"]
     )
     assert figures["classes"]["nut"]["n_good"] == 3 and figures["classes"]["nut"]["n_bad"] == 3
-    assert len(list(csv.DictReader(scores.open()))) == 12
+    assert len(list(csv.DictReader(scores.read_text().splitlines()))) == 12
 
 
 def test_a_checkpoint_and_its_fp32_file_score_alike(tiny_run: Any, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_checkpoint_and_its_fp32_file_score_alike(tiny_run: Any, tmp_path: Pat
     for name, model in (("ckpt", tiny_run.out / "model.ckpt"), ("onnx", tiny_run.onnx("fp32"))):
         arguments = ["test", str(model), "--data.root", str(tiny_run.root), "--scores", str(tmp_path / name)]
         assert cli.main(arguments) == 0
-        scores[name] = [float(row["score"]) for row in csv.DictReader((tmp_path / name).open())]
+        scores[name] = [float(row["score"]) for row in csv.DictReader((tmp_path / name).read_text().splitlines())]
     np.testing.assert_allclose(scores["onnx"], scores["ckpt"], rtol=1e-3)
     assert len(set(scores["ckpt"])) > 6
 
@@ -110,7 +110,7 @@ def test_bench_measures_in_turns(tiny_run: Any, tmp_path: Path) -> None:
 def test_predict_writes_a_decision_and_an_overlay_for_each_image(tiny_run: Any, tmp_path: Path) -> None:
     inputs = [str(tiny_run.root / "nut" / "test"), str(tiny_run.root / "bolt" / "test" / "spot" / "000.png")]
     assert cli.main(["predict", str(tiny_run.onnx("int8")), *inputs, "--out", str(tmp_path / "out")]) == 0
-    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines()))
     assert [row["class"] for row in rows] == ["nut"] * 6 + ["bolt"]
     for row in rows:
         assert row["decision"] == ("defect" if float(row["score"]) > float(row["threshold"]) else "good")
@@ -123,7 +123,7 @@ def test_predict_takes_the_class_from_a_flag(tiny_run: Any, tmp_path: Path) -> N
     image = str(save(noise(1), tmp_path / "photo.png"))
     model, out = str(tiny_run.onnx("fp32")), tmp_path / "out"
     assert cli.main(["predict", model, image, "--class", "bolt", "--out", str(out)]) == 0
-    (row,) = csv.DictReader((out / "predictions.csv").open())
+    (row,) = csv.DictReader((out / "predictions.csv").read_text().splitlines())
     assert row["class"] == "bolt"
 
 

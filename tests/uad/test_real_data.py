@@ -50,4 +50,4 @@ def small_copy(folder: Path) -> Path:
 def scores(model: Path, root: Path) -> List[float]:
     file = model.with_suffix(".csv")
     assert cli.main(["test", str(model), "--data.root", str(root), "--scores", str(file)]) == 0
-    return [float(row["score"]) for row in csv.DictReader(file.open())]
+    return [float(row["score"]) for row in csv.DictReader(file.read_text().splitlines())]

@@ -32,7 +32,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def epochs(out: Path) -> list[str]:
-    return [row["epoch"] for row in csv.DictReader((out / "train.csv").open())]
+    return [row["epoch"] for row in csv.DictReader((out / "train.csv").read_text().splitlines())]
 
 
 def test_two_runs_with_one_seed_give_one_result_and_another_seed_another(tiny_run: Any, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_two_images_of_one_class_are_enough(tmp_path: Path) -> None:
 
 
 def test_the_best_epoch_becomes_the_model(tiny_run: Any) -> None:
-    rows = list(csv.DictReader((tiny_run.out / "train.csv").open()))
+    rows = list(csv.DictReader((tiny_run.out / "train.csv").read_text().splitlines()))
     best = min(rows, key=lambda row: float(row["val_loss"]))
     kept = torch.load(tiny_run.out / "best.ckpt", weights_only=True)
     assert kept["epoch"] == int(best["epoch"])

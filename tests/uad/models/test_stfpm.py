@@ -12,7 +12,7 @@ pytest.importorskip("lightning")
 from engines.errors import UserError  # noqa: E402
 from uad.errors import CheckpointError  # noqa: E402
 from uad.models.backbones import BACKBONES, FeaturePyramid  # noqa: E402
-from uad.models.stfpm import STFPM  # noqa: E402
+from uad.models.stfpm import STFPM, distance  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -67,4 +67,66 @@ def test_the_teacher_never_changes_not_even_its_batch_statistics(images: Any) ->
 def test_a_student_equal_to_its_teacher_sees_no_anomaly(images: Any) -> None:
     model = STFPM("resnet18", "none").eval()
     model.network.student.load_state_dict(model.network.teacher.state_dict())
-    assert float(model.loss(images)) == pytest.approx(0.0, abs=1e-5)
+    assert float(model.loss(images).detach()) == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Any:
+    """A model fitted to dark images (class 0) and bright ones (class 1), and those images."""
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    dark = random.integers(0, 60, (6, 64, 64, 3), np.uint8)
+    bright = random.integers(190, 256, (6, 64, 64, 3), np.uint8)
+    images = torch.from_numpy(np.concatenate([dark, bright]))
+    labels = torch.tensor([0] * 6 + [1] * 6)
+    model = STFPM("resnet18", "none").eval()
+    model.prepare([images])
+    model.calibrate([(images[::2], labels[::2]), (images[1::2], labels[1::2])], classes=2)
+    return model, images, labels
+
+
+def test_the_targets_of_the_student_have_mean_0_and_deviation_1(fitted: Any) -> None:
+    model, images, _ = fitted
+    network = model.network
+    with torch.no_grad():
+        for level in network.head.targets(network.teacher(network.normalize(images))):
+            alive = level.std(dim=(0, 2, 3)) > 0
+            assert alive.any()
+            torch.testing.assert_close(level.mean(dim=(0, 2, 3)), torch.zeros(level.shape[1]), atol=1e-3, rtol=0)
+            deviation = level[:, alive].std(dim=(0, 2, 3), correction=0)
+            torch.testing.assert_close(deviation, torch.ones_like(deviation), atol=1e-2, rtol=0)
+
+
+def test_each_class_is_judged_on_its_own_scale(fitted: Any) -> None:
+    model, images, labels = fitted
+    network, head = model.network, model.network.head
+    assert head.mean.shape == (2, 3, 4, 4) and not torch.equal(head.mean[0], head.mean[1])
+    with torch.no_grad():
+        teacher, student = network.features(images)
+        distances = [distance(t, s) for t, s in zip(head.targets(teacher), student)]
+    for index in range(2):
+        for level, values in enumerate(distances):
+            expected = values[labels == index].mean()
+            torch.testing.assert_close(head.mean[index, level].mean(), expected, rtol=0.05, atol=0)
+    # Were the classes mixed up, one of them would stand out.
+    with torch.no_grad():
+        right = network(images)[0]
+        head.mean, head.std = head.mean.flip(0), head.std.flip(0)
+        wrong = network(images)[0]
+        head.mean, head.std = head.mean.flip(0), head.std.flip(0)
+    assert wrong.max() > 2 * right.max()
+
+
+def test_smoothing_keeps_a_constant_map_up_to_the_border(fitted: Any) -> None:
+    head = fitted[0].network.head
+    ones = torch.ones(1, 1, 16, 16)
+    smooth = torch.nn.functional.conv2d(ones, head.blur, padding=head.blur.shape[-1] // 2) * head.border
+    torch.testing.assert_close(smooth, ones)
+
+
+def test_a_fitted_head_is_loaded_into_a_new_model(fitted: Any) -> None:
+    model, images, _ = fitted
+    other = STFPM("resnet18", "none").eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(other.network(images)[0], model.network(images)[0])

@@ -59,7 +59,7 @@ def _export(arguments: List[str]) -> None:
     parser = _parser("export")
     parser.add_argument("model", type=Path, help="model.ckpt of a run, or an fp32 .onnx file of uad")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--calibrator", choices=CALIBRATORS, default="entropy", help="how int8 chooses ranges")
+    parser.add_argument("--calibrator", choices=CALIBRATORS, default="percentile", help="how int8 chooses ranges")
     parser.add_argument(
         "--calibration-data",
         type=str,

@@ -7,7 +7,7 @@ The exporter names a node after the submodule it comes from, so `/normalize/...`
 """
 
 from pathlib import Path
-from typing import Dict, List, Optional, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 import numpy as np
 import onnx
@@ -94,6 +94,19 @@ def rename_input(node: onnx.NodeProto, old: str, new: str) -> None:
     for index, name in enumerate(node.input):
         if name == old:
             node.input[index] = new
+
+
+def bypass(model: onnx.ModelProto, operators: Tuple[str, ...]) -> None:
+    """Remove the nodes of these operators; who read their output reads their first input."""
+    source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in operators}
+    kept = [node for node in model.graph.node if node.op_type not in operators]
+    for node in kept:
+        for index, name in enumerate(node.input):
+            while name in source:
+                name = source[name]
+            node.input[index] = name
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def remove_unused_constants(model: onnx.ModelProto) -> None:

@@ -9,7 +9,7 @@ from typing import Dict, FrozenSet, List, Optional
 import numpy as np
 import onnx
 
-from engines.graph import attribute, constants, consumers, in_backbone, producers
+from engines.graph import attribute, bypass, constants, consumers, in_backbone, producers
 from export import placement
 from export.errors import ExportError
 
@@ -116,7 +116,9 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
         return []
     values = _fixed(model)
     read_by = consumers(model)
-    plain = _without_qdq(model)
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    bypass(plain, ("QuantizeLinear", "DequantizeLinear"))
     plain_adds = {node.name: node for node in plain.graph.node if node.op_type == "Add"}
     plain_made_by, plain_read_by = producers(plain), consumers(plain)
     problems = []
@@ -162,26 +164,6 @@ def _fixed(model: onnx.ModelProto) -> Dict[str, np.ndarray]:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             values[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
     return values
-
-
-def _without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose nodes read activations before their Q/DQ pairs."""
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
-    source = {
-        node.output[0]: node.input[0]
-        for node in plain.graph.node
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
-    }
-    kept = [node for node in plain.graph.node if node.output[0] not in source]
-    for node in kept:
-        for index, name in enumerate(node.input):
-            while name in source:
-                name = source[name]
-            node.input[index] = name
-    del plain.graph.node[:]
-    plain.graph.node.extend(kept)
-    return plain
 
 
 def _is_dequantized(name: str, made_by: Dict[str, onnx.NodeProto]) -> bool:

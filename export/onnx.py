@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engines.graph import in_backbone
+from engines.graph import bypass, in_backbone
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -55,25 +55,12 @@ def export_network(network: "torch.nn.Module", size: Tuple[int, int]) -> onnx.Mo
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportError(f"torch cannot export this model: {error}") from error
     model = onnx.load_from_string(buffer.getvalue())
-    _inline_identities(model)
+    bypass(model, ("Identity",))  # torch writes them where two convolutions have equal biases
     _lift_constants(model)
     standing = [node.name for node in model.graph.node if node.op_type == "BatchNormalization" and in_backbone(node)]
     if standing:
         raise ExportError(f"{standing[0]} was not folded into a convolution")
     return model
-
-
-def _inline_identities(model: onnx.ModelProto) -> None:
-    """Remove the Identity nodes that torch writes where two convolutions have equal biases."""
-    source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
-    kept = [node for node in model.graph.node if node.op_type != "Identity"]
-    for node in kept:
-        for index, name in enumerate(node.input):
-            while name in source:
-                name = source[name]
-            node.input[index] = name
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
 
 
 def _lift_constants(model: onnx.ModelProto) -> None:

@@ -40,7 +40,11 @@ def find_images(inputs: Sequence[Path], results: Path) -> List[Path]:
     for path in inputs:
         if path.is_dir():
             inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            found += sorted(file for file in inside if not file.name.startswith(".") and results not in file.parents)
+            found += sorted(
+                file
+                for file in inside
+                if not file.name.startswith(".") and results.resolve() not in file.resolve().parents
+            )
         elif path.is_file():
             found.append(path)
         else:

@@ -127,6 +127,14 @@ def test_predict_takes_the_class_from_a_flag(tiny_run: Any, tmp_path: Path) -> N
     assert row["class"] == "bolt"
 
 
+def test_predict_passes_over_its_own_overlays_and_names_an_image_once(tiny_run: Any, tmp_path: Path) -> None:
+    save(noise(1), tmp_path / "photo.png")
+    inputs = [str(tmp_path), str(tmp_path / "photo.png")]
+    for _ in range(2):
+        assert cli.main(["predict", str(tiny_run.onnx("fp32")), *inputs, "--out", str(tmp_path / "out")]) == 0
+        assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
+
+
 def test_settings_come_from_a_file_and_flags_win(tiny_run: Any, tmp_path: Path) -> None:
     settings = tmp_path / "test.yaml"
     settings.write_text(f"data:\n  root: {tiny_run.root}\n  classes: [nut]\njson: {tmp_path / 'a.json'}\n")

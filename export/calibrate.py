@@ -4,12 +4,15 @@ Each calibrator is a pure function of a histogram of absolute values. The histog
 memory does not grow with the number of images.
 """
 
-from typing import Callable, Dict
+from functools import partial
+from typing import Callable
 
 import numpy as np
 
+from export.errors import ExportError
+
 BINS = 4096
-LEVELS = 128  # magnitudes of a symmetric signed 8-bit integer, zero included
+PERCENTILE = 99.99
 
 
 def scale_from_amax(amax: np.ndarray) -> np.ndarray:
@@ -73,7 +76,7 @@ def amax_minmax(histogram: Histogram) -> float:
     return histogram.amax
 
 
-def amax_percentile(histogram: Histogram, percentile: float = 99.99) -> float:
+def amax_percentile(histogram: Histogram, percentile: float = PERCENTILE) -> float:
     """The magnitude below which `percentile` percent of the values lie (upper border of that bin)."""
     total = histogram.counts.sum()
     if total == 0 or histogram.amax == 0.0:
@@ -82,35 +85,37 @@ def amax_percentile(histogram: Histogram, percentile: float = 99.99) -> float:
     return float(min(histogram.edges[min(index + 1, BINS)], histogram.amax))
 
 
-def amax_entropy(histogram: Histogram, stride: int = 8) -> float:
-    """The range whose 8-bit version keeps the most information about the float values.
+def amax_entropy(histogram: Histogram, bits: int = 8, stride: int = 8) -> float:
+    """The range whose version in `bits` bits keeps the most information about the float values.
 
     Migacz, '8-bit inference with TensorRT', GTC 2017: for each candidate range, the Kullback-Leibler divergence of the
-    clipped histogram from the same histogram merged into 128 levels. As in TensorRT and pytorch-quantization the first
-    bin counts as much as the second, because exact zeros (after ReLU) would otherwise decide alone.
+    clipped histogram from the same histogram merged into 2 ** (bits - 1) levels, 128 for INT8. As in TensorRT and
+    pytorch-quantization the first bin counts as much as the second, because exact zeros (after ReLU) would otherwise
+    decide alone.
     """
     counts = histogram.counts.astype(np.float64)
     if histogram.amax == 0.0:
         return 0.0
     counts[0] = counts[1]
+    levels = 2 ** (bits - 1)
     last = int(np.nonzero(histogram.counts)[0][-1]) + 1
     best, best_divergence = last, np.inf
-    for width in range(LEVELS, last + stride, stride):
-        divergence = _divergence(counts, min(width, last))
+    for width in range(levels, last + stride, stride):
+        divergence = _divergence(counts, min(width, last), levels)
         if divergence <= best_divergence:  # of equals the widest: it clips least
             best, best_divergence = min(width, last), divergence
     return float(min(histogram.edges[best], histogram.amax))
 
 
-def _divergence(counts: np.ndarray, width: int) -> float:
-    """Kullback-Leibler divergence of the first `width` bins (clipped) from their 128-level version, in nats."""
-    if width < LEVELS:
+def _divergence(counts: np.ndarray, width: int, levels: int) -> float:
+    """Kullback-Leibler divergence of the first `width` bins (clipped) from their version of `levels`, in nats."""
+    if width < levels:
         return np.inf
     reference = counts[:width].copy()
-    level = np.minimum(np.arange(width) * LEVELS // width, LEVELS - 1)
+    level = np.minimum(np.arange(width) * levels // width, levels - 1)
     occupied = reference > 0
-    sums = np.bincount(level, weights=reference, minlength=LEVELS)
-    members = np.bincount(level, weights=occupied, minlength=LEVELS)
+    sums = np.bincount(level, weights=reference, minlength=levels)
+    members = np.bincount(level, weights=occupied, minlength=levels)
     quantized = np.where(occupied, (sums / np.maximum(members, 1))[level], 0.0)
     reference[-1] += counts[width:].sum()  # what is clipped lands on the largest value
     if not quantized.sum() or (reference[~occupied] > 0).any():
@@ -120,8 +125,27 @@ def _divergence(counts: np.ndarray, width: int) -> float:
     return float((p * np.log(p / q)).sum())
 
 
-CALIBRATORS: Dict[str, Callable[[Histogram], float]] = {
-    "entropy": amax_entropy,
-    "percentile": amax_percentile,
-    "minmax": amax_minmax,
-}
+CALIBRATORS = ("entropy", "percentile", "minmax")
+Calibrator = Callable[[Histogram], float]  # the histogram of a tensor -> its amax
+
+
+def calibrator(name: str, *, percentile: float = PERCENTILE, bits: int = 8) -> Calibrator:
+    """The calibrator of a name.
+
+    Args:
+        name: one of `CALIBRATORS`.
+        percentile: for percentile: how many percent of the values are not clipped.
+        bits: for entropy: of the integers.
+
+    Raises:
+        ExportError: an unknown name, or a percentile that cannot be.
+    """
+    if not 0 < percentile <= 100:
+        raise ExportError(f"percentile {percentile}: give a number above 0, at most 100")
+    if name == "entropy":
+        return partial(amax_entropy, bits=bits)
+    if name == "percentile":
+        return partial(amax_percentile, percentile=percentile)
+    if name == "minmax":
+        return amax_minmax
+    raise ExportError(f"unknown calibrator '{name}': choose one of {', '.join(CALIBRATORS)}")

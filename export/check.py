@@ -141,7 +141,10 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
         if residual:
             add = plain_adds[node.name]
             skip = list(add.input).index(placement.skip_branch(add, plain_made_by, plain_read_by))
-            if not _is_dequantized(node.input[skip], made_by):
+            fused = made_by.get(node.input[1 - skip])
+            in_float = fused is not None and fused.op_type in placement.CONVOLUTIONS
+            in_float = in_float and not _is_dequantized(fused.input[0], made_by)  # type: ignore[union-attr]
+            if not in_float and not _is_dequantized(node.input[skip], made_by):
                 problems.append(f"{node.name}: the skip branch of the residual Add has no Q/DQ")
         if node.op_type in placement.CONVOLUTIONS:
             pairs = [reader for reader in read_by.get(node.output[0], []) if reader.op_type == "QuantizeLinear"]

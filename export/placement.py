@@ -10,12 +10,14 @@ measured to be the fastest on OpenVINO too:
 4. the input of a MaxPool whose output is quantized, with the scale of the output: pooling then runs in INT8, and
    changes nothing, because rounding and taking the maximum commute.
 
-What stays in float: the input normalisation and the distance head, whose squared feature norms and small differences
-INT8 cannot hold; the head reads the features before they are quantized.
+Where a convolution is kept in float on request, rules 1 and 2 pass it over, and so does rule 3 the Add it fuses with.
+
+What always stays in float: the input normalisation and the distance head, whose squared feature norms and small
+differences INT8 cannot hold; the head reads the features before they are quantized.
 """
 
 from dataclasses import dataclass
-from typing import Dict, List, Set
+from typing import Collection, Dict, List, Set
 
 import onnx
 
@@ -42,22 +44,30 @@ class QuantizedWeight:
     axis: int  # the axis that is kept
 
 
-def activations(model: onnx.ModelProto) -> List[QuantizedTensor]:
-    """Rules 1, 3 and 4, in graph order."""
+def activations(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> List[QuantizedTensor]:
+    """Rules 1, 3 and 4, in graph order.
+
+    Args:
+        model: a float32 graph.
+        keep_float: names of convolution nodes that are not to be quantized.
+    """
     made_by = producers(model)
     read_by = consumers(model)
     fixed = constants(model)
-    quantized = {weight.name for weight in weights(model)}
+    quantized = {weight.name for weight in weights(model, keep_float)}
     readers: Dict[str, List[str]] = {}
     for node in model.graph.node:
         if not in_backbone(node):
             continue
         if node.op_type in CONVOLUTIONS:
-            if node.input[1] not in quantized:
+            if node.input[1] not in quantized or node.name in keep_float:
                 continue  # left in float: TensorRT refuses a convolution of which one side is quantized
             readers.setdefault(node.input[0], []).append(node.name)
         elif node.op_type == "Add" and not any(name in fixed for name in node.input):
-            readers.setdefault(skip_branch(node, made_by, read_by), []).append(node.name)
+            skip = skip_branch(node, made_by, read_by)
+            fused = next((made_by[name] for name in node.input if name != skip and name in made_by), None)
+            if fused is None or fused.name not in keep_float:
+                readers.setdefault(skip, []).append(node.name)
     placed: List[QuantizedTensor] = []
     for name, nodes in readers.items():
         source = made_by.get(name)
@@ -73,7 +83,7 @@ def activations(model: onnx.ModelProto) -> List[QuantizedTensor]:
     return placed
 
 
-def unfused_residuals(model: onnx.ModelProto) -> List[str]:
+def unfused_residuals(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> List[str]:
     """Outputs of convolutions that a residual Add reads in float, where the sum is quantized later.
 
     Only ONNX Runtime, which cannot fuse the two, quantizes them (engines/unsigned.py). A sum that only the distance
@@ -81,21 +91,26 @@ def unfused_residuals(model: onnx.ModelProto) -> List[str]:
     """
     made_by = producers(model)
     read_by = consumers(model)
-    skips = {tensor.name for tensor in activations(model)}
+    skips = {tensor.name for tensor in activations(model, keep_float)}
     names = []
     for node in model.graph.node:
         if node.op_type == "Add" and in_backbone(node) and _is_quantized_later(node, read_by, skips):
             for name in node.input:
-                if name in made_by and made_by[name].op_type in CONVOLUTIONS and name not in skips:
+                source = made_by.get(name)
+                if source is None or source.op_type not in CONVOLUTIONS or source.name in keep_float:
+                    continue
+                if name not in skips:
                     names.append(name)
     return names
 
 
-def weights(model: onnx.ModelProto) -> List[QuantizedWeight]:
+def weights(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> List[QuantizedWeight]:
     """Rule 2, in graph order; a weight that several convolutions share comes once."""
     fixed = constants(model)
     placed: Dict[str, QuantizedWeight] = {}
     for node in model.graph.node:
+        if node.name in keep_float:
+            continue
         if node.op_type in CONVOLUTIONS and in_backbone(node) and node.input[1] in fixed:
             grouped = (attribute(node, "group") or 1) != 1
             if node.op_type == "ConvTranspose" and grouped:

@@ -4,7 +4,7 @@ Calibration runs the float graph in ONNX Runtime, one image at a time, and keeps
 """
 
 import dataclasses
-from typing import Dict, Iterable, List, Tuple
+from typing import Collection, Dict, Iterable, List, Tuple
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from engines.graph import constants, in_backbone, remove_unused_constants, rename_input, sort_nodes
 from engines.metadata import ModelInfo
 from export import placement
-from export.calibrate import CALIBRATORS, Histogram, scale_from_amax
+from export.calibrate import Calibrator, Histogram, scale_from_amax
 from export.errors import CalibrationError, ExportError
 
 
@@ -28,7 +28,11 @@ class QuantizationReport:
 
 
 def quantize(
-    model: onnx.ModelProto, info: ModelInfo, images: Iterable[np.ndarray], calibrator: str
+    model: onnx.ModelProto,
+    info: ModelInfo,
+    images: Iterable[np.ndarray],
+    calibrator: Calibrator,
+    keep_float: Collection[str] = (),
 ) -> Tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
     """Put Q/DQ pairs where `export.placement` says, with ranges from `images`.
 
@@ -36,24 +40,35 @@ def quantize(
         model: the float32 graph that `export.onnx` writes; it is not changed.
         info: its description.
         images: (height, width, 3) uint8 each, of the model's input size.
-        calibrator: a name in `export.calibrate.CALIBRATORS`.
+        calibrator: makes an amax of a histogram; see `export.calibrate.calibrator`.
+        keep_float: names of convolution nodes that are not to be quantized.
 
     Returns:
         The quantized graph, its description, and what was done.
 
     Raises:
         CalibrationError: no image, or activations that are not finite.
-        ExportError: an unknown calibrator, or a graph that is not float32.
+        ExportError: a graph that is not float32.
     """
-    if calibrator not in CALIBRATORS:
-        raise ExportError(f"unknown calibrator '{calibrator}': choose one of {', '.join(CALIBRATORS)}")
     if info.precision != "fp32":
         raise ExportError(f"the model is {info.precision} already: quantize the fp32 file it came from")
+    histograms = collect_histograms(model, ranged_tensors(model), images)
+    amax = {name: calibrator(histogram) for name, histogram in histograms.items()}
+    return with_ranges(model, info, amax, keep_float)
+
+
+def ranged_tensors(model: onnx.ModelProto) -> List[str]:
+    """The tensors whose range `with_ranges` wants to know."""
     placed = {tensor.range_of for tensor in placement.activations(model)}
-    residuals = placement.unfused_residuals(model)
-    histograms = collect_histograms(model, sorted(placed.union(residuals)), images)
-    amax = {name: CALIBRATORS[calibrator](histogram) for name, histogram in histograms.items()}
-    quantized, report = insert_qdq(model, amax)
+    return sorted(placed.union(placement.unfused_residuals(model)))
+
+
+def with_ranges(
+    model: onnx.ModelProto, info: ModelInfo, amax: Dict[str, float], keep_float: Collection[str] = ()
+) -> Tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
+    """Put Q/DQ pairs where `export.placement` says, with given ranges: tensor name -> amax, of `ranged_tensors`."""
+    quantized, report = insert_qdq(model, amax, keep_float)
+    residuals = placement.unfused_residuals(model, keep_float)
     scales = {name: float(scale_from_amax(np.array(amax[name]))) for name in residuals}
     return quantized, dataclasses.replace(info, precision="int8", residual_scales=scales), report
 
@@ -87,12 +102,15 @@ def collect_histograms(model: onnx.ModelProto, names: List[str], images: Iterabl
     return histograms
 
 
-def insert_qdq(model: onnx.ModelProto, amax: Dict[str, float]) -> Tuple[onnx.ModelProto, QuantizationReport]:
+def insert_qdq(
+    model: onnx.ModelProto, amax: Dict[str, float], keep_float: Collection[str] = ()
+) -> Tuple[onnx.ModelProto, QuantizationReport]:
     """Write the Q/DQ pairs into a copy of a float32 graph.
 
     Args:
         model: the float32 graph.
         amax: tensor name -> range, for the `range_of` of every tensor that `placement.activations` names.
+        keep_float: names of convolution nodes that are not to be quantized.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
@@ -100,7 +118,7 @@ def insert_qdq(model: onnx.ModelProto, amax: Dict[str, float]) -> Tuple[onnx.Mod
     graph = quantized.graph
     nodes = {node.name: node for node in graph.node}
     dead = []
-    placed = placement.activations(model)
+    placed = placement.activations(model, keep_float)
     for tensor in placed:
         if amax[tensor.range_of] == 0:
             dead.append(tensor.name)
@@ -108,7 +126,7 @@ def insert_qdq(model: onnx.ModelProto, amax: Dict[str, float]) -> Tuple[onnx.Mod
         for reader in tensor.readers:
             rename_input(nodes[reader], tensor.name, output)
     values = constants(model)
-    weights = placement.weights(model)
+    weights = placement.weights(model, keep_float)
     for weight in weights:
         if _add_weight_dq(graph, weight, values[weight.name]):
             dead.append(weight.name)

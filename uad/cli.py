@@ -61,6 +61,9 @@ def _export(arguments: List[str]) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--calibrator", choices=CALIBRATORS, default="percentile", help="how int8 chooses ranges")
     parser.add_argument(
+        "--percentile", type=_positive(float), default=99.99, help="for percentile: percent of the values not clipped"
+    )
+    parser.add_argument(
         "--calibration-data",
         type=str,
         default=None,

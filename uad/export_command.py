@@ -11,6 +11,7 @@ import onnx
 from engines.errors import RuntimeNotInstalled, UserError
 from engines.graph import info_of, load_model, save_model
 from engines.metadata import ModelInfo
+from export.calibrate import calibrator
 from export.check import check_model
 from export.errors import CalibrationError, ExportError
 from export.float16 import to_float16
@@ -54,22 +55,25 @@ def _load(path: Path) -> Tuple[onnx.ModelProto, ModelInfo]:
     try:
         from export.onnx import export_network
         from uad.checkpoint import load_checkpoint
+        from uad.fold import fold
     except ImportError as error:
         raise RuntimeNotInstalled(
             f"{path} needs torch ({error}): pip install '.[train]' in the folder of uad"
         ) from error
     network, info = load_checkpoint(path)
-    return export_network(network, info.size), info
+    return export_network(fold(network), info.size), info
 
 
 def _quantize(model: onnx.ModelProto, info: ModelInfo, options: Any) -> Tuple[onnx.ModelProto, ModelInfo, str]:
     if options.calibration_data is None:
         raise CalibrationError("int8 needs --calibration-data: a folder of good images, or random-normal")
     images, count, source = _calibration_images(info, options)
+    rule = calibrator(options.calibrator, percentile=options.percentile)
     with progress("Calibrating", count) as step:
-        quantized, info, report = quantize(model, info, _counted(images, step), options.calibrator)
+        quantized, info, report = quantize(model, info, _counted(images, step), rule)
     calibration = {
         "calibrator": options.calibrator,
+        "percentile": options.percentile if options.calibrator == "percentile" else None,
         "data": source,
         "images": count,
         "seed": options.seed,

@@ -15,6 +15,7 @@ from graphs import FEATURES, SIZE, node_of, random_images, reference_outputs, sa
 import engines
 from engines.errors import ModelFileError, RuntimeNotInstalled, UserError
 from engines.graph import save_model
+from export.calibrate import calibrator
 from export.quantize import quantize
 
 RUNTIMES = [
@@ -50,7 +51,7 @@ def test_same_result_as_the_onnx_reference(runtime: str, backbone: str, tmp_path
 @pytest.mark.parametrize("backbone", FEATURES)
 def test_int8_is_close_to_the_onnx_reference(runtime: str, backbone: str, tmp_path: Path) -> None:
     images = random_images(4)
-    model, info, _ = quantize(tiny(backbone), tiny_info(), images, "minmax")
+    model, info, _ = quantize(tiny(backbone), tiny_info(), images, calibrator("minmax"))
     score = reference_outputs(model, images, ["score"])[0]
     save_model(model, info, tmp_path / "a.onnx")
     with engines.load(tmp_path / "a.onnx", runtime) as engine:

@@ -9,13 +9,14 @@ from graphs import FEATURES, Builder, node_of, random_images, runtime_outputs, s
 
 from engines.graph import constants, consumers, producers
 from engines.unsigned import to_unsigned
+from export.calibrate import calibrator
 from export.quantize import quantize
 
 IMAGES = random_images(4)
 
 
 def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
-    return quantize(model, tiny_info(), IMAGES, "minmax")[0]
+    return quantize(model, tiny_info(), IMAGES, calibrator("minmax"))[0]
 
 
 def assert_same(signed: onnx.ModelProto, unsigned: onnx.ModelProto, names: list[str]) -> None:
@@ -160,7 +161,7 @@ def test_residual_pair_is_not_read_by_the_head() -> None:
 
 @pytest.mark.parametrize("backbone", FEATURES)
 def test_every_residual_scale_that_quantize_stores_is_used(backbone: str) -> None:
-    signed, info, _ = quantize(tiny(backbone), tiny_info(), IMAGES, "minmax")
+    signed, info, _ = quantize(tiny(backbone), tiny_info(), IMAGES, calibrator("minmax"))
     unsigned = to_unsigned(signed, info.residual_scales)
     onnx.checker.check_model(unsigned)
     made_by = producers(unsigned)

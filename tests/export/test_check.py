@@ -12,6 +12,7 @@ from graphs import FEATURES, node_of, random_images, set_constant, tiny, tiny_in
 from onnx import helper
 
 from engines.graph import attribute, consumers, rename_input, sort_nodes
+from export.calibrate import calibrator
 from export.check import TARGETS, check_model
 from export.errors import ExportError
 from export.float16 import to_float16
@@ -23,7 +24,7 @@ WEIGHT = "teacher/layer1/conv2.weight"
 
 
 def int8(backbone: str = "residual") -> onnx.ModelProto:
-    return quantize(tiny(backbone), tiny_info(), random_images(2), "minmax")[0]
+    return quantize(tiny(backbone), tiny_info(), random_images(2), calibrator("minmax"))[0]
 
 
 def only_problem(model: onnx.ModelProto, target: str = "jetson-xavier-nx") -> str:

@@ -20,7 +20,7 @@ from graphs import (
 )
 
 from engines.graph import constants, in_backbone, producers
-from export.calibrate import BINS, CALIBRATORS
+from export.calibrate import BINS, CALIBRATORS, calibrator
 from export.check import check_model
 from export.errors import CalibrationError, ExportError
 from export.quantize import collect_histograms, quantize, random_normal_images
@@ -29,8 +29,8 @@ IMAGES = random_images(4)
 NETS = ("teacher", "student")
 
 
-def quantized(model: onnx.ModelProto, calibrator: str = "minmax") -> onnx.ModelProto:
-    graph = quantize(model, tiny_info(), IMAGES, calibrator)[0]
+def quantized(model: onnx.ModelProto, name: str = "minmax") -> onnx.ModelProto:
+    graph = quantize(model, tiny_info(), IMAGES, calibrator(name))[0]
     onnx.checker.check_model(graph, full_check=True)
     return graph
 
@@ -57,7 +57,7 @@ def test_qdq_nodes_of_the_residual_network() -> None:
         expected += both(f"/{net}/layer2/downsample/Conv")  # the skip branch
         for place in ("conv1", "layer1/conv1", "layer1/conv2", "layer2/conv1", "layer2/conv2", "layer2/downsample"):
             expected.append(f"{net}/{place}.weight/DQ")
-    model, _, report = quantize(tiny("residual"), tiny_info(), IMAGES, "minmax")
+    model, _, report = quantize(tiny("residual"), tiny_info(), IMAGES, calibrator("minmax"))
     assert qdq_names(model) == sorted(expected)
     assert (report.tensors, report.weights) == (13, 12)
     assert report.float_nodes == [] and report.dead == []
@@ -74,7 +74,7 @@ def test_qdq_nodes_of_the_inverted_network() -> None:
         for block in ("block1", "block2", "block3", "block4"):
             expected += both(f"/{net}/{block}/clip1/Clip") + both(f"/{net}/{block}/clip2/Clip")
             expected += [f"{net}/{block}/{place}.weight/DQ" for place in ("expand", "depthwise", "project")]
-    model, _, report = quantize(tiny("inverted"), tiny_info(), IMAGES, "minmax")
+    model, _, report = quantize(tiny("inverted"), tiny_info(), IMAGES, calibrator("minmax"))
     assert qdq_names(model) == sorted(expected)
     assert (report.tensors, report.weights) == (25, 26)
 
@@ -259,7 +259,7 @@ def test_weight_that_two_convolutions_share_is_stored_once() -> None:
 
 def test_description_says_int8_and_the_scales_of_the_residuals() -> None:
     model = tiny()
-    info = quantize(model, tiny_info(threshold=0.3), IMAGES, "minmax")[1]
+    info = quantize(model, tiny_info(threshold=0.3), IMAGES, calibrator("minmax"))[1]
     assert info.precision == "int8" and info.threshold == 0.3
     names = [f"/{net}/layer1/conv2/Conv_output_0" for net in NETS]
     expected = [np.abs(values).max() / 127 for values in reference_outputs(model, IMAGES, names)]
@@ -274,10 +274,10 @@ def test_the_float_graph_is_not_changed() -> None:
     assert model.SerializeToString(deterministic=True) == before
 
 
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
-def test_every_calibrator_gives_a_graph_that_works(calibrator: str) -> None:
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_every_calibrator_gives_a_graph_that_works(name: str) -> None:
     model = tiny()
-    plain, coarse = (reference_outputs(graph, IMAGES, ["score"])[0] for graph in (model, quantized(model, calibrator)))
+    plain, coarse = (reference_outputs(graph, IMAGES, ["score"])[0] for graph in (model, quantized(model, name)))
     np.testing.assert_allclose(coarse, plain, rtol=0.2)
 
 
@@ -286,9 +286,9 @@ def test_calibrator_decides_the_scales() -> None:
     images = (120 + 8 * np.random.default_rng(0).standard_normal((20, 16, 16, 3))).astype(np.uint8)
     images[0, 3, 5] = 255
     scales = {}
-    for calibrator in CALIBRATORS:
-        graph = quantize(tiny(), tiny_info(), images, calibrator)[0]
-        scales[calibrator] = float(constants(graph)["/normalize/Div_output_0_scale"])
+    for name in CALIBRATORS:
+        graph = quantize(tiny(), tiny_info(), images, calibrator(name))[0]
+        scales[name] = float(constants(graph)["/normalize/Div_output_0_scale"])
     white = ((255 - MEAN) / STD).max()
     assert scales["minmax"] == pytest.approx(white / 127, rel=1e-5)
     assert scales["percentile"] < 0.99 * scales["minmax"]
@@ -303,7 +303,7 @@ def test_dead_channel_has_the_scale_1_and_is_reported() -> None:
     weight = constants(model)["teacher/layer1/conv1.weight"].copy()
     weight[2] = 0
     set_constant(model, "teacher/layer1/conv1.weight", weight)
-    graph, _, report = quantize(model, tiny_info(), IMAGES, "minmax")
+    graph, _, report = quantize(model, tiny_info(), IMAGES, calibrator("minmax"))
     scale = constants(graph)["teacher/layer1/conv1.weight_scale"]
     assert scale[2] == 1.0 and (scale[[0, 1, 3]] < 0.1).all()
     assert not constants(graph)["teacher/layer1/conv1.weight_int8"][2].any()
@@ -311,11 +311,11 @@ def test_dead_channel_has_the_scale_1_and_is_reported() -> None:
     assert check_model(graph, "tensorrt") == []
 
 
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
-def test_tensor_that_never_leaves_zero_has_the_scale_1_and_is_reported(calibrator: str) -> None:
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_tensor_that_never_leaves_zero_has_the_scale_1_and_is_reported(name: str) -> None:
     model = tiny()
     set_constant(model, "teacher/layer1/conv1.bias", np.full(4, -1e6, np.float32))
-    graph, _, report = quantize(model, tiny_info(), IMAGES, calibrator)
+    graph, _, report = quantize(model, tiny_info(), IMAGES, calibrator(name))
     name = "/teacher/layer1/relu1/Relu_output_0"
     assert constants(graph)[f"{name}_scale"] == 1.0
     assert report.dead == [name]
@@ -332,7 +332,7 @@ def left_in_float() -> onnx.ModelProto:
 
 
 def test_convolution_left_in_float_is_reported() -> None:
-    graph, _, report = quantize(left_in_float(), tiny_info(), IMAGES, "minmax")
+    graph, _, report = quantize(left_in_float(), tiny_info(), IMAGES, calibrator("minmax"))
     assert report.float_nodes == ["/student/up/ConvTranspose"]
     assert report.weights == 1
     assert "student/up.weight" in constants(graph)
@@ -347,7 +347,7 @@ def test_convolution_left_in_float_is_accepted_by_tensorrt() -> None:
 
 def test_no_image_is_a_calibration_error() -> None:
     with pytest.raises(CalibrationError, match="no calibration images"):
-        quantize(tiny(), tiny_info(), [], "minmax")
+        quantize(tiny(), tiny_info(), [], calibrator("minmax"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -355,18 +355,18 @@ def test_activation_that_is_not_finite_is_named(bad: float) -> None:
     model = tiny()
     set_constant(model, "teacher/layer1/conv1.bias", np.array([0, 0, bad, 0], np.float32))
     with pytest.raises(CalibrationError, match="/teacher/layer.* is not finite"):
-        quantize(model, tiny_info(), IMAGES, "minmax")
+        quantize(model, tiny_info(), IMAGES, calibrator("minmax"))
 
 
 def test_unknown_calibrator_lists_the_known() -> None:
     with pytest.raises(ExportError, match="unknown calibrator 'mse': choose one of entropy, percentile, minmax"):
-        quantize(tiny(), tiny_info(), IMAGES, "mse")
+        quantize(tiny(), tiny_info(), IMAGES, calibrator("mse"))
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_model_that_is_not_float32_is_refused(precision: str) -> None:
     with pytest.raises(ExportError, match=f"is {precision} already"):
-        quantize(tiny(), tiny_info(precision=precision), IMAGES, "minmax")
+        quantize(tiny(), tiny_info(precision=precision), IMAGES, calibrator("minmax"))
 
 
 # Memory, images -------------------------------------------------------------------------------------------------------

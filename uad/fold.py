@@ -1,0 +1,82 @@
+"""A trained network in the form in which it is exported and quantized.
+
+Every BatchNorm is folded into the convolution before it, and every module and residual add of the backbone has a name
+of its own, which becomes that of its ONNX node: `student.body_layer1_0_conv1` is `/student/body_layer1_0_conv1/Conv`.
+"""
+
+import copy
+import operator
+from typing import Dict, List
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node, symbolic_trace
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from export.errors import ExportError
+
+BOUNDARY = ("normalize", "head")  # the submodules between which the backbone lies
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+class Add(nn.Module):
+    """The sum of two tensors of one shape, as a module so that it has a name."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """See the class."""
+        return left + right
+
+
+def parts_of(network: nn.Module) -> List[str]:
+    """The names of the submodules that make up the backbone."""
+    return [name for name, _ in network.named_children() if name not in BOUNDARY]
+
+
+def fold(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, each part of its backbone a `torch.fx.GraphModule` without nesting.
+
+    Raises:
+        ExportError: a part cannot be traced.
+    """
+    folded = copy.deepcopy(network).eval()
+    for name in parts_of(folded):
+        try:
+            setattr(folded, name, _fold(getattr(folded, name)))
+        except torch.fx.proxy.TraceError as error:
+            raise ExportError(f"{name} cannot be traced by torch.fx: {error}") from error
+    return folded
+
+
+def _fold(part: nn.Module) -> GraphModule:
+    traced = symbolic_trace(part)
+    modules: Dict[str, nn.Module] = {}
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module":
+            module = traced.get_submodule(node.target)
+            source = node.args[0]
+            convolution = modules.get(source.name)
+            if (
+                isinstance(module, nn.BatchNorm2d)
+                and isinstance(convolution, (nn.Conv2d, nn.ConvTranspose2d))
+                and len(source.users) == 1
+            ):
+                modules[source.name] = fuse_conv_bn_eval(
+                    convolution, module, isinstance(convolution, nn.ConvTranspose2d)
+                )
+                node.replace_all_uses_with(source)
+                traced.graph.erase_node(node)
+            else:
+                # A module that is called twice gets two names; its parameters, if any, stay shared.
+                modules[node.name] = copy.copy(module)
+                node.target = node.name
+        elif node.target in ADDITIONS and all(isinstance(operand, Node) for operand in node.args):
+            modules[node.name] = Add()
+            node.op, node.target = "call_module", node.name
+    tensors = {node.target: _attribute(traced, node.target) for node in traced.graph.nodes if node.op == "get_attr"}
+    return GraphModule({**modules, **tensors}, traced.graph)
+
+
+def _attribute(module: nn.Module, name: str) -> object:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module

@@ -154,9 +154,9 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
                 for dequantize in read_by.get(quantize.output[0], [])
                 for reader in read_by.get(dequantize.output[0], [])
             ]
-            fused = [reader for reader in behind if reader.op_type in ("Relu", "Clip", "BatchNormalization")]
-            if fused:
-                problems.append(f"{node.name}: Q/DQ stands between the convolution and {fused[0].name}")
+            fusable = [reader for reader in behind if reader.op_type in ("Relu", "Clip", "BatchNormalization")]
+            if fusable:
+                problems.append(f"{node.name}: Q/DQ stands between the convolution and {fusable[0].name}")
     return problems
 
 

@@ -8,7 +8,8 @@ measured to be the fastest on OpenVINO too:
 3. the skip branch of a residual Add, so that the Add fuses with the convolution on the other branch. Nothing between
    that convolution and its Add or activation (NVIDIA/TensorRT#1992, #4412);
 4. the input of a MaxPool whose output is quantized, with the scale of the output: pooling then runs in INT8, and
-   changes nothing, because rounding and taking the maximum commute.
+   changes nothing, because rounding and taking the maximum commute. Not where a float convolution or Add reads that
+   output too: quantized values would reach it through the pool.
 
 Where a convolution is kept in float on request, rules 1 and 2 pass it over, and so does rule 3 the Add it fuses with.
 
@@ -71,7 +72,7 @@ def activations(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> Lis
     placed: List[QuantizedTensor] = []
     for name, nodes in readers.items():
         source = made_by.get(name)
-        if source is not None and source.op_type == "MaxPool" and all(in_backbone(reader) for reader in read_by[name]):
+        if source is not None and source.op_type == "MaxPool" and _may_be_quantized(read_by[name], nodes):
             pooled = source.input[0]
             earlier = next((tensor.readers for tensor in placed if tensor.name == pooled), None)
             shared = readers.get(pooled, earlier)
@@ -118,6 +119,14 @@ def weights(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> List[Qu
             axis = 0 if node.op_type == "Conv" else 1
             placed.setdefault(node.input[1], QuantizedWeight(node.input[1], node.name, axis))
     return list(placed.values())
+
+
+def _may_be_quantized(readers: List[onnx.NodeProto], quantized: Collection[str]) -> bool:
+    """Whether nobody who reads a tensor wants it in float: `quantized` are the names of those who read its Q/DQ."""
+    return all(
+        in_backbone(reader) and (reader.op_type not in (*CONVOLUTIONS, "Add") or reader.name in quantized)
+        for reader in readers
+    )
 
 
 def _is_quantized_later(node: onnx.NodeProto, read_by: Dict[str, List[onnx.NodeProto]], quantized: Set[str]) -> bool:

@@ -207,6 +207,15 @@ def ranges(model: onnx.ModelProto) -> dict[str, float]:
     return {name: histogram.amax for name, histogram in found.items()}
 
 
+def test_max_pool_that_a_float_layer_reads_too_pools_in_float() -> None:
+    # The first reads the pool, the Add of the second reads it too.
+    for kept in ("/teacher/layer1/conv1/Conv", "/teacher/layer1/conv2/Conv"):
+        placed = {tensor.name for tensor in activations(tiny(), keep_float=[kept])}
+        assert "/teacher/maxpool/MaxPool_output_0" in placed
+        assert "/teacher/relu/Relu_output_0" not in placed
+        assert "/student/relu/Relu_output_0" in placed
+
+
 # Rule 2: weights ------------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,9 @@ class ModelInfo:
     width: int
     resize: str  # the rule that makes a photograph height x width
     map_stride: int  # input pixels for each pixel of the anomaly map
-    precision: str = "fp32"  # fp32, fp16 or int8: of everything but the distance head, which is float32
+    # fp32, fp16, int8, or mixed (int8 but for `float_layers`): of everything but the distance head, which is float32.
+    precision: str = "fp32"
+    float_layers: List[str] = dataclasses.field(default_factory=list)  # convolutions that a mixed model keeps in fp32
     calibration: Optional[Dict[str, Any]] = None  # calibrator, images, seed; None for a float model
     # Output of a convolution before a residual Add -> its INT8 scale. The graph leaves these tensors in float, because
     # TensorRT and OpenVINO fuse the Add; ONNX Runtime cannot and quantizes them (engines/unsigned.py).

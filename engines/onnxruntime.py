@@ -46,7 +46,7 @@ def _model_for_here(path: str, info: ModelInfo) -> bytes:
     from engines.graph import load_model
 
     model = load_model(path)
-    if info.precision == "int8" and platform.machine().lower() in ("x86_64", "amd64"):
+    if info.precision in ("int8", "mixed") and platform.machine().lower() in ("x86_64", "amd64"):
         from engines.unsigned import to_unsigned
 
         model = to_unsigned(model, info.residual_scales)

@@ -278,3 +278,20 @@ def set_constant(model: onnx.ModelProto, name: str, value: Any) -> None:
     kept = [tensor for tensor in model.graph.initializer if tensor.name != name]
     del model.graph.initializer[:]
     model.graph.initializer.extend([*kept, numpy_helper.from_array(np.asarray(value), name)])
+
+
+def with_blind_weights(model: onnx.ModelProto, place: str, outlier: float = 400.0) -> onnx.ModelProto:
+    """Give a convolution weights that ruin its INT8 scales and change no float value, behind a ReLU or a Clip at 0.
+
+    The first channel of its input is made 0 for every image, and the weights that read it are outliers.
+    """
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    node = node_of(model, f"/{place}/Conv")
+    before = made_by[made_by[node.input[0]].input[0]]  # the convolution before the activation
+    bias, weight = values[before.input[2]].copy(), values[node.input[1]].copy()
+    bias[0] = -1e4
+    weight[:, 0] = outlier
+    set_constant(model, before.input[2], bias)
+    set_constant(model, node.input[1], weight)
+    return model

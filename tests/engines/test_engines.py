@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 from pathlib import Path
@@ -58,6 +59,18 @@ def test_int8_is_close_to_the_onnx_reference(runtime: str, backbone: str, tmp_pa
         prediction = engine.infer(images)
     # Not closer: ONNX Runtime rounds once more before each residual Add, one step in 127 of few channels.
     np.testing.assert_allclose(prediction.score, score, rtol=0.05)
+
+
+@every_runtime
+def test_mixed_runs_like_int8(runtime: str, tmp_path: Path) -> None:
+    images = random_images(4)
+    model, info, _ = quantize(tiny(), tiny_info(), images, calibrator("minmax"), keep_float=["/teacher/conv1/Conv"])
+    predictions = []
+    for precision in ("int8", "mixed"):
+        save_model(model, dataclasses.replace(info, precision=precision), tmp_path / "a.onnx")
+        with engines.load(tmp_path / "a.onnx", runtime) as engine:
+            predictions.append(engine.infer(images))
+    np.testing.assert_array_equal(predictions[0].anomaly_map, predictions[1].anomaly_map)
 
 
 @every_runtime

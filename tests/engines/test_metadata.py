@@ -19,6 +19,7 @@ FULL = tiny_info(
     precision="int8",
     calibration={"calibrator": "entropy", "images": 32, "seed": 0},
     residual_scales={"/teacher/conv/Conv_output_0": 0.0123456789},
+    float_layers=["/teacher/conv/Conv"],
     checkpoint_sha256="ab" * 32,
     versions={"onnx": "1.17.0"},
 )
@@ -38,6 +39,12 @@ def test_json_is_one_line() -> None:
 
 def test_a_key_that_a_later_release_added_is_ignored() -> None:
     assert ModelInfo.from_json(described(added="later"), "a.onnx") == FULL
+
+
+def test_a_file_from_before_float_layers_keeps_none() -> None:
+    values = json.loads(FULL.to_json())
+    del values["float_layers"]
+    assert ModelInfo.from_json(json.dumps(values), "a.onnx") == dataclasses.replace(FULL, float_layers=[])
 
 
 def test_newer_format_is_refused() -> None:

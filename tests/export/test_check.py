@@ -16,7 +16,8 @@ from export.calibrate import calibrator
 from export.check import TARGETS, check_model
 from export.errors import ExportError
 from export.float16 import to_float16
-from export.quantize import quantize
+from export.quantize import quantize, ranged_tensors, with_ranges
+from export.sensitivity import quantizable_layers
 
 RELU = "/teacher/layer1/relu1/Relu"
 CONV = "/teacher/layer1/conv2/Conv"  # reads RELU
@@ -230,6 +231,18 @@ def named(problems: list[str], words: str) -> set[str]:
 
 
 BOTH = {f"{RELU}_output_0/Q", f"{RELU}_output_0/DQ"}
+
+
+@pytest.mark.parametrize("backbone", FEATURES)
+def test_any_layers_left_in_float_are_accepted(backbone: str) -> None:
+    model = tiny(backbone)
+    layers = quantizable_layers(model)
+    amax = {name: 1.0 for name in ranged_tensors(model)}
+    random = np.random.default_rng(0)
+    some = [random.permutation(layers)[: random.integers(2, len(layers))] for _ in range(40)]
+    for float_layers in [*([layer] for layer in layers), *some, layers]:
+        mixed = with_ranges(model, tiny_info(), amax, list(float_layers))[0]
+        assert check_model(mixed, "jetson-xavier-nx") == []
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, float("nan")])

@@ -9,8 +9,8 @@ from typing import Iterator, Union
 from engines.errors import OutputError
 
 
-def make_folder(path: Union[str, Path]) -> Path:
-    """Create a folder (and its parents) that can be written to.
+def make_folder(path: Union[str, Path], flag: str = "--out") -> Path:
+    """Create a folder (and its parents) that can be written to; `flag` is named in errors.
 
     Raises:
         OutputError: it cannot be created or written to.
@@ -22,7 +22,7 @@ def make_folder(path: Union[str, Path]) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise OutputError(f"cannot write to the folder {folder} ({reason}): choose another with --out") from error
+        raise OutputError(f"cannot write to the folder {folder} ({reason}): choose another with {flag}") from error
     return folder
 
 

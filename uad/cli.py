@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 from engines.errors import RuntimeNotInstalled, UserError
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "auto")
 CALIBRATORS = ("entropy", "percentile", "minmax")
 RUNTIMES = ("openvino", "onnxruntime")
 TARGETS = ("cpu", "tensorrt", "jetson-xavier-nx")
@@ -58,7 +58,9 @@ def _fit(arguments: List[str]) -> None:
 def _export(arguments: List[str]) -> None:
     parser = _parser("export")
     parser.add_argument("model", type=Path, help="model.ckpt of a run, or an fp32 .onnx file of uad")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="auto is int8 that leaves in fp32 the layers it must"
+    )
     parser.add_argument("--calibrator", choices=CALIBRATORS, default="percentile", help="how int8 chooses ranges")
     parser.add_argument(
         "--percentile", type=_positive(float), default=99.99, help="for percentile: percent of the values not clipped"
@@ -67,13 +69,36 @@ def _export(arguments: List[str]) -> None:
         "--calibration-data",
         type=str,
         default=None,
-        help=f"for int8: folder of good images (classes, or images), or {RANDOM_NORMAL}",
+        help=f"for int8 and auto: folder of good images (classes, or images), or for int8 {RANDOM_NORMAL}",
     )
     parser.add_argument(
         "--calibration-images",
         type=Optional[_positive(int)],
         default=None,
-        help="how many of them, spread over the classes; by default 128, or all that there are",
+        help="how many of them, spread over the classes; by default 128, or all that there are (for auto: half)",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=Optional[_not_negative()],
+        default=None,
+        help="for auto, in points of 0.01, by default 0.2: how far Spearman's correlation of image scores with fp32's "
+        "may lie below 1, on good images that calibration did not use, mean over the classes",
+    )
+    parser.add_argument(
+        "--validation-data",
+        type=Optional[Path],
+        default=None,
+        help="for auto: folder with labelled CLASS/test images, on which the mean image AUROC may fall by --max-drop; "
+        "layers are chosen on them, so report no accuracy on them",
+    )
+    parser.add_argument(
+        "--explain",
+        type=Optional[Path],
+        default=None,
+        help="for int8 and auto: folder for layers.csv, .md and .png, which name the layers that hurt",
+    )
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, default=None, help="where auto and --explain judge; by default the fastest"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw of calibration images")
     parser.add_argument("--target", choices=TARGETS, default="jetson-xavier-nx", help="whose rules the file must obey")
@@ -202,7 +227,7 @@ def _doctor(arguments: List[str]) -> None:
 
 COMMANDS: Dict[str, Tuple[str, Callable[[List[str]], None]]] = {
     "fit": ("train one model on good images of all the parts", _fit),
-    "export": ("write a trained model as an ONNX file in fp32, fp16 or int8", _export),
+    "export": ("write a trained model as an ONNX file in fp32, fp16, int8 or a mixture", _export),
     "check": ("say what a target would refuse in an ONNX file", _check),
     "test": ("measure how right a model is on test images", _test),
     "bench": ("measure how fast and how big models are, in turns", _bench),
@@ -236,6 +261,12 @@ def _positive(kind: type) -> Any:
     from jsonargparse.typing import PositiveFloat, PositiveInt
 
     return {int: PositiveInt, float: PositiveFloat}[kind]
+
+
+def _not_negative() -> Any:
+    from jsonargparse.typing import NonNegativeFloat
+
+    return NonNegativeFloat
 
 
 def _add_data(parser: Any) -> None:

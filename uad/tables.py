@@ -1,6 +1,9 @@
 """Reports as tables that a person reads in a terminal or a Markdown page."""
 
-from typing import Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+
+if TYPE_CHECKING:
+    from export.explain import LayerReport
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -49,6 +52,33 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
         row += [f"{report['file_mb']:.1f}", f"{report['load_s']:.2f}"]
         rows.append(row)
     return markdown(header, rows)
+
+
+def layer_table(reports: Sequence["LayerReport"], judged_on: str) -> str:
+    """What INT8 does to each layer, a row for each reader of a quantized tensor; see `export.explain`.
+
+    Args:
+        reports: in the order of the rows.
+        judged_on: on which images the damage was measured, in words.
+    """
+    header = ["layer", "precision", "map SQNR dB", "weight SQNR dB", "dead channels", "reads", "amax", "largest"]
+    header += ["clipped %", "activation SQNR dB"]
+    rows = []
+    for report in reports:
+        row = [report.layer, report.precision, _fraction(report.map_sqnr_db, 1), _fraction(report.weight_sqnr_db, 1)]
+        row += [_whole(report.dead_channels), report.tensor, f"{report.amax:.4g}", f"{report.largest:.4g}"]
+        rows.append([*row, f"{report.clipped_percent:.4f}", f"{report.activation_sqnr_db:.1f}"])
+    text = [
+        "# What INT8 does to each layer",
+        "",
+        "The worst layer is first. Map SQNR: signal-to-quantization-noise ratio of the anomaly map with only this",
+        f"layer in INT8; the lower, the greater the damage. On {judged_on}; mean over the classes.",
+        "",
+        "Amax is the end of the INT8 range of the tensor that the layer reads, largest its largest magnitude over the",
+        "calibration images. A residual Add and a MaxPool have no weights: they stand last.",
+        "",
+    ]
+    return "\n".join([*text, markdown(header, rows)])
 
 
 def _fraction(value: Optional[float], digits: int = 3) -> str:

@@ -1,0 +1,170 @@
+"""`uad export` with layers left in float and layers explained, on a tiny graph of which one layer is bad; no torch."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphs import save_tiny, tiny, with_blind_weights
+from image_folders import make_class
+from PIL import Image
+
+from engines.metadata import read_info
+from uad import cli
+
+BAD = "/student/layer1/conv2/Conv"
+RUNTIME = ["--runtime", "onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = tmp_path_factory.mktemp("images")
+    for name in ("bolt", "nut"):
+        make_class(images, name, train=24, good=4, defects=4, masks=False)
+    return images
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    graph = with_blind_weights(tiny(), "student/layer1/conv2")
+    return save_tiny(tmp_path_factory.mktemp("model") / "fp32.onnx", graph)
+
+
+def export(model: Path, root: Path, out: Path, precision: str, *more: object) -> str:
+    """Run `uad export`; returns the file it wrote."""
+    command = ["export", model, "--precision", precision, "--calibration-data", root, *RUNTIME, "--out", out, *more]
+    assert cli.main([str(argument) for argument in command]) == 0
+    return str(out)
+
+
+def test_auto_leaves_the_bad_layer_in_float(
+    model: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = export(model, root, tmp_path / "tight.onnx", "auto", "--max-drop", 10)
+    said = capsys.readouterr().out
+    info = read_info(out)
+    assert info.precision == "mixed" and BAD in info.float_layers and len(info.float_layers) < 6
+    assert info.calibration is not None and info.calibration["agreement"]["spearman"] >= 0.9
+    assert f"{len(info.float_layers)} of 12 layers left in float: " in said
+    assert all(name in said for name in info.float_layers)
+    assert f"{info.calibration['agreement']['spearman']:.4f} (plain int8: 0." in said
+    assert "on 24 good images not used to calibrate" in said
+    assert cli.main(["check", out, "--target", "jetson-xavier-nx"]) == 0
+    test = ["test", out, "--reference", str(model), "--data.root", str(root), *RUNTIME]
+    assert cli.main(test) == 0
+
+
+def test_auto_with_a_loose_drop_is_int8(model: Path, root: Path, tmp_path: Path) -> None:
+    loose = read_info(export(model, root, tmp_path / "loose.onnx", "auto", "--max-drop", 200))
+    plain = read_info(export(model, root, tmp_path / "int8.onnx", "int8", "--calibration-images", 24))
+    assert (loose.precision, loose.float_layers) == ("int8", [])
+    assert loose.residual_scales == plain.residual_scales  # the same images calibrated
+
+
+def test_auto_with_no_drop_at_all_may_end_in_fp32(model: Path, root: Path, tmp_path: Path) -> None:
+    info = read_info(export(model, root, tmp_path / "exact.onnx", "auto", "--max-drop", 0))
+    assert info.precision in ("mixed", "fp32") and (info.precision == "mixed") == bool(info.float_layers)
+
+
+def test_labels_count_where_they_are_given(
+    model: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(model, root, tmp_path / "a.onnx", "auto", "--max-drop", 200, "--validation-data", root)
+    assert "mean image AUROC falls by " in capsys.readouterr().out
+    export(model, root, tmp_path / "a.onnx", "auto", "--max-drop", 200)
+    assert "AUROC" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+def test_explain_names_the_bad_layer_first(precision: str, model: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    more = ["--explain", tmp_path / "why", "--calibration-images", 16]
+    info = read_info(export(model, root, tmp_path / "a.onnx", precision, *more))
+    assert sorted(path.name for path in (tmp_path / "why").iterdir()) == ["layers.csv", "layers.md", "layers.png"]
+    with open(tmp_path / "why" / "layers.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["layer"] == BAD
+    assert {row["layer"] for row in rows if row["precision"] == "fp32"} == set(info.float_layers)
+    lines = (tmp_path / "why" / "layers.md").read_text().splitlines()
+    table = [line for line in lines if line.startswith("| /")]
+    assert len(table) == len(rows) and table[0].startswith(f"| {BAD}")
+    assert "On 32 good images that calibration did not use" in " ".join(lines)
+    with Image.open(tmp_path / "why" / "layers.png") as image:
+        assert image.format == "PNG" and min(image.size) > 200
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "said"),
+    [
+        ("folder", ["--calibration-images", 48], "of the calibration"),
+        ("random-normal", [], "random-normal images"),
+    ],
+)
+def test_explain_says_on_which_images_it_judged(
+    source: str, more: list[Any], said: str, model: Path, root: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    data = root if source == "folder" else Path(source)
+    export(model, data, tmp_path / "a.onnx", "int8", "--explain", tmp_path, *more)
+    assert f"On 32 {said}" in (tmp_path / "layers.md").read_text()
+
+
+def test_explain_does_not_change_the_file(model: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    export(model, root, tmp_path / "a.onnx", "int8")
+    export(model, root, tmp_path / "b.onnx", "int8", "--explain", tmp_path)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_mistakes(error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path) -> None:
+    export = ("export", model, "--out", tmp_path / "x.onnx", "--calibration-data", root, "--precision")
+    assert "--max-drop is for --precision auto, not int8" in error_of(*export, "int8", "--max-drop", 1)
+    assert "--validation-data is for --precision auto" in error_of(*export, "fp16", "--validation-data", root)
+    assert "--explain is for --precision int8 or auto, not fp32" in error_of(*export, "fp32", "--explain", tmp_path)
+    assert "max_drop" in error_of(*export, "auto", "--max-drop", "-0.1")
+    message = error_of(*export, "auto", "--calibration-data", "random-normal")
+    assert "give --calibration-data a folder" in message
+    message = error_of(*export, "auto", "--calibration-images", 40)
+    assert "holds 48 good images, of which 24 may calibrate, 40 were asked" in message
+    for name in ("few", "plain"):
+        make_class(tmp_path / name, "nut", train=10 if name == "few" else 24, good=2, defects=0)
+    message = error_of(*export, "auto", "--calibration-data", tmp_path / "few")
+    assert "at least 8 good images of each class that calibration did not use, here 5 of nut" in message
+    message = error_of(*export, "auto", "--validation-data", tmp_path / "plain")
+    assert "holds no class with good images and defects" in message
+    assert "no such folder" in error_of(*export, "auto", "--validation-data", tmp_path / "absent")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_auto_needs_a_folder(error_of: Callable[..., str], model: Path, tmp_path: Path) -> None:
+    message = error_of("export", model, "--precision", "auto", "--out", tmp_path / "x.onnx")
+    assert "auto needs --calibration-data: a folder of good images" in message and "random-normal" not in message
+
+
+def test_explain_into_a_file_is_refused(error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    export = ("export", model, "--out", tmp_path / "x.onnx", "--calibration-data", root, "--precision", "int8")
+    message = error_of(*export, "--explain", tmp_path / "file")
+    assert "cannot write to the folder" in message and "choose another with --explain" in message
+
+
+def test_missing_matplotlib_is_said_before_the_model_is_read(
+    error_of: Callable[..., str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    export = ("export", tmp_path / "absent.onnx", "--out", tmp_path / "x.onnx", "--calibration-data", root)
+    message = error_of(*export, "--precision", "int8", "--explain", tmp_path / "why")
+    assert "--explain needs matplotlib" in message and "'.[plots]'" in message
+    assert not (tmp_path / "why").exists()
+
+
+def test_a_mixed_file_is_not_exported_again(
+    error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path
+) -> None:
+    mixed = save_tiny(tmp_path / "mixed.onnx", precision="mixed", float_layers=[BAD])
+    export = ("export", mixed, "--out", tmp_path / "x.onnx", "--calibration-data", root)
+    assert "is mixed already: export from the checkpoint or its fp32 file" in error_of(*export, "--precision", "int8")

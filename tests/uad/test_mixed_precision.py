@@ -1,0 +1,182 @@
+"""uad.mixed_precision: the search finds few layers, and agreement is what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import reference_outputs, set_constant, tiny, tiny_info, with_blind_weights
+from image_folders import make_class
+
+from engines.graph import constants
+from export.calibrate import calibrator
+from export.errors import CalibrationError, ExportError
+from export.quantize import collect_histograms, ranged_tensors, with_ranges
+from export.sensitivity import quantizable_layers
+from uad.data import folder
+from uad.metrics import image_auroc, spearman
+from uad.mixed_precision import (
+    FEWEST_IMAGES,
+    MOST_IMAGES,
+    MOST_TRIALS_BACK,
+    Agreement,
+    Comparison,
+    check_labelled,
+    choose_float_layers,
+    fewest_float_layers,
+    good_for_agreement,
+    most_trials,
+)
+
+LAYERS = [f"layer{index}" for index in range(50)]
+
+
+class Accepts:
+    """Accepts what holds all the layers it needs; counts how often it is asked."""
+
+    def __init__(self, needed: Collection[str]) -> None:
+        self.needed = set(needed)
+        self.asked = 0
+
+    def __call__(self, float_layers: Sequence[str]) -> bool:
+        self.asked += 1
+        return self.needed <= set(float_layers)
+
+
+@pytest.mark.parametrize("needed", [[], [0], [49], [0, 1, 2], [3, 40], [7, 8, 30], range(50)], ids=str)
+def test_search_finds_an_accepted_set_within_its_trials(needed: Sequence[int]) -> None:
+    accepts = Accepts([LAYERS[index] for index in needed])
+    found = fewest_float_layers(LAYERS, accepts)
+    assert accepts.needed <= set(found)
+    assert found == sorted(found, key=LAYERS.index)
+    assert accepts.asked <= most_trials(50) == 1 + 6 + MOST_TRIALS_BACK
+
+
+@pytest.mark.parametrize("needed", [[], [0], [5], [0, 1, 2], [0, 15], range(16)], ids=str)
+def test_search_finds_the_fewest_of_few(needed: Sequence[int]) -> None:
+    names = [LAYERS[index] for index in needed]
+    assert fewest_float_layers(LAYERS[:16], Accepts(names), most_trials_back=100) == names
+
+
+def test_search_gives_back_most_of_a_long_prefix() -> None:
+    found = fewest_float_layers(LAYERS, Accepts([LAYERS[0], LAYERS[45]]))
+    assert {LAYERS[0], LAYERS[45]} <= set(found) and len(found) <= 8
+
+
+def test_search_that_may_not_give_back_returns_the_shortest_prefix() -> None:
+    assert fewest_float_layers(LAYERS, Accepts([LAYERS[3], LAYERS[11]]), most_trials_back=0) == LAYERS[:12]
+
+
+def test_drop_is_in_points_of_a_hundredth() -> None:
+    assert Agreement(0.998).within(0.2) and not Agreement(0.9979).within(0.2)
+    assert Agreement(1.0, 0.002).within(0.2) and not Agreement(1.0, 0.0021).within(0.2)
+    assert Agreement(1.0, -0.5).within(0.0) and Agreement(1.0 - 1e-12).within(0.0)
+
+
+def samples_of(**counts: int) -> list[folder.Sample]:
+    return [folder.Sample(Path(f"{name}{index}.png"), name, "good") for name in counts for index in range(counts[name])]
+
+
+def test_so_many_images_of_each_class_are_compared() -> None:
+    chosen = good_for_agreement(samples_of(bolt=MOST_IMAGES + 5, nut=FEWEST_IMAGES))
+    assert [s.class_name for s in chosen] == ["bolt"] * MOST_IMAGES + ["nut"] * FEWEST_IMAGES
+
+
+def test_class_with_few_images_left_is_named() -> None:
+    with pytest.raises(CalibrationError, match=f"at least {FEWEST_IMAGES} good images .* here 7 of nut: add images"):
+        good_for_agreement(samples_of(bolt=20, nut=7))
+
+
+def test_labels_count_where_a_class_has_both_kinds() -> None:
+    defects = [folder.Sample(Path("x.png"), name, "scratch") for name in ("nut", "gear")]
+    kept = check_labelled([*samples_of(bolt=1, nut=2), *defects], "DIR")
+    assert {sample.class_name for sample in kept} == {"nut"} and len(kept) == 3
+    with pytest.raises(CalibrationError, match="--validation-data DIR holds no class with good images and defects"):
+        check_labelled([*samples_of(bolt=1), *defects], "DIR")
+
+
+# With a model ---------------------------------------------------------------------------------------------------------
+
+BAD = "/student/layer1/conv2/Conv"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = tmp_path_factory.mktemp("images")
+    for name in ("bolt", "nut"):
+        make_class(images, name, train=10, good=4, defects=4, masks=False)
+    return images
+
+
+def spoiled() -> onnx.ModelProto:
+    return with_blind_weights(tiny(), BAD.strip("/").rpartition("/")[0])
+
+
+def ranges(model: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
+    histograms = collect_histograms(model, ranged_tensors(model), images)
+    return {name: calibrator("minmax")(histogram) for name, histogram in histograms.items()}
+
+
+def test_agreement_is_that_of_the_scores(root: Path) -> None:
+    model, good, labelled = spoiled(), folder.train_samples(root), folder.test_samples(root)
+    amax = ranges(model, folder.load_images(good, (16, 16)))
+    quantized, info, _ = with_ranges(model, tiny_info(), amax)
+    comparison = Comparison(model, tiny_info(), good, labelled, "onnxruntime")
+    found = comparison.agreement(quantized, info)
+
+    # ONNX Runtime rounds before residual Adds, the reference does not, so a graph without: everything in float.
+    same = comparison.agreement(*with_ranges(model, tiny_info(), amax, quantizable_layers(model))[:2])
+    assert same.spearman == pytest.approx(1.0) and same.auroc_drop == pytest.approx(0.0)
+    assert found.spearman < 0.99 and found.auroc_drop is not None
+
+    from export.sensitivity import infer_model
+
+    figures, areas = [], []
+    for name in ("bolt", "nut"):
+        mine = folder.load_images([s for s in good if s.class_name == name], (16, 16))
+        float_scores = reference_outputs(model, mine, ["score"])[0]
+        figures.append(spearman(float_scores, infer_model(quantized, info, mine, "onnxruntime").score))
+        tests = [s for s in labelled if s.class_name == name]
+        images, truth = folder.load_images(tests, (16, 16)), [s.is_defect for s in tests]
+        quantized_scores = infer_model(quantized, info, images, "onnxruntime").score
+        areas.append(
+            image_auroc(reference_outputs(model, images, ["score"])[0], truth) - image_auroc(quantized_scores, truth)
+        )
+    assert found.spearman == pytest.approx(np.mean(figures), abs=1e-6)
+    assert found.auroc_drop == pytest.approx(np.mean(areas), abs=1e-6)
+
+
+def test_the_bad_layer_is_left_in_float(root: Path) -> None:
+    model, good = spoiled(), folder.train_samples(root)
+    amax = ranges(model, folder.load_images(good, (16, 16)))
+    comparison = Comparison(model, tiny_info(), good, runtime="onnxruntime")
+    order = sorted(quantizable_layers(model), key=lambda name: name != BAD)  # the bad one first
+    only_bad = comparison.agreement(*with_ranges(model, tiny_info(), amax, [BAD])[:2])
+    plain = comparison.agreement(*with_ranges(model, tiny_info(), amax)[:2])
+    assert plain.spearman < only_bad.spearman
+    allowed = 100 * (1 - (plain.spearman + only_bad.spearman) / 2)  # between the two
+    choice = choose_float_layers(model, tiny_info(), amax, order, comparison, allowed)
+    assert choice.float_layers == [BAD]
+    assert choice.agreement == only_bad and choice.int8 == plain
+    loose = choose_float_layers(model, tiny_info(), amax, order, comparison, 200)
+    assert loose.float_layers == [] and loose.agreement == loose.int8
+
+
+def test_scores_that_are_all_equal_are_refused(root: Path) -> None:
+    model = tiny()
+    weight = constants(model)["head.half"]
+    set_constant(model, "head.half", np.zeros_like(weight))
+    with pytest.raises(CalibrationError, match="every good image of bolt, nut the same score"):
+        Comparison(model, tiny_info(), folder.train_samples(root), runtime="onnxruntime")
+
+
+def test_a_runtime_that_disagrees_with_itself_is_an_error(root: Path) -> None:
+    good = folder.train_samples(root)
+    comparison = Comparison(tiny(seed=5), tiny_info(), good, runtime="onnxruntime")
+    model = tiny(seed=6)  # another model stands for what the runtime makes of the first
+    amax = ranges(model, folder.load_images(good, (16, 16)))
+    with pytest.raises(ExportError, match="every layer in float the scores still differ .* --runtime"):
+        choose_float_layers(model, tiny_info(), amax, quantizable_layers(model), comparison, 0.2)

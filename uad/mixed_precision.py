@@ -1,0 +1,244 @@
+"""Which layers to leave in float so that an INT8 model still judges as the float one does: `--precision auto`.
+
+A drop is told in points of 0.01. A choice of layers holds it where
+
+- Spearman's correlation of the image scores with the FP32 model's, taken class by class over good images that
+  calibration did not use, is at least 1 - drop / 100 in the mean over the classes; and
+- if labelled images are given, the image AUROC, mean over the classes, falls by at most the drop.
+
+Labels count only where the user gives them: who chooses layers by test labels must not report accuracy on that test.
+Likewise the correlation reached is that of the images on which the layers were chosen; expect a little less on others.
+Layers left in float are FP32 in the graph, not FP16.
+"""
+
+import dataclasses
+from collections import Counter
+from typing import Callable, Dict, FrozenSet, List, Optional, Sequence
+
+import numpy as np
+import onnx
+
+from engines.metadata import ModelInfo
+from export.errors import CalibrationError, ExportError
+from export.quantize import with_ranges
+from export.sensitivity import infer_model
+from uad.data.folder import Sample, load_images
+from uad.metrics import image_auroc, spearman
+
+FEWEST_IMAGES = 8  # of a class: with fewer, two neighbours that change places cost more than 2 points of correlation
+MOST_IMAGES = 64  # of a class
+MOST_TRIALS_BACK = 16  # of giving layers back to INT8
+ROUNDING = 1e-9  # of a correlation that should be 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How alike a quantized model and the FP32 model judge."""
+
+    spearman: float  # of image scores, mean over the classes
+    auroc_drop: Optional[float] = None  # FP32's mean image AUROC minus this model's; None without labelled images
+
+    def within(self, max_drop: float) -> bool:
+        """Whether neither figure falls by more than `max_drop` points of 0.01."""
+        allowed = max_drop / 100.0 + ROUNDING
+        return 1.0 - self.spearman <= allowed and (self.auroc_drop or 0.0) <= allowed
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The layers to leave in float, and what that brings."""
+
+    float_layers: List[str]
+    agreement: Agreement
+    int8: Agreement  # of the model with every layer in INT8
+
+
+class Comparison:
+    """The FP32 model's scores on some images, beside which quantized models are put.
+
+    Every image is kept in memory, 0.2 MB each at 256x256.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        info: ModelInfo,
+        good: Sequence[Sample],
+        labelled: Sequence[Sample] = (),
+        runtime: Optional[str] = None,
+    ) -> None:
+        """Score the images by the FP32 model.
+
+        Args:
+            model: the float32 graph.
+            info: its description.
+            good: good images that calibration did not use; see `good_for_agreement`.
+            labelled: images with labels, or none; see `check_labelled`.
+            runtime: a name in `engines.RUNTIMES`; None takes the fastest installed.
+
+        Raises:
+            CalibrationError: the model gives all good images of a class one score.
+        """
+        self._good, self._labelled, self._runtime = good, labelled, runtime
+        self._images = load_images([*good, *labelled], info.size)
+        self._reference = infer_model(model, info, self._images, runtime).score
+        flat = sorted(name for name, figure in self._spearman(self._reference).items() if figure is None)
+        if flat:
+            raise CalibrationError(f"the fp32 model gives every good image of {', '.join(flat)} the same score")
+
+    def agreement(self, quantized: onnx.ModelProto, info: ModelInfo) -> Agreement:
+        """How alike a quantized model judges."""
+        scores = infer_model(quantized, info, self._images, self._runtime).score
+        # Scores of a class that have all become equal tell nothing apart: that is no agreement.
+        correlation = float(np.mean([figure or 0.0 for figure in self._spearman(scores).values()]))
+        if not self._labelled:
+            return Agreement(correlation)
+        return Agreement(correlation, self._auroc(self._reference) - self._auroc(scores))
+
+    def _spearman(self, scores: np.ndarray) -> Dict[str, Optional[float]]:
+        return {
+            name: spearman(self._reference[positions], scores[positions])
+            for name, positions in _by_class(self._good).items()
+        }
+
+    def _auroc(self, scores: np.ndarray) -> float:
+        figures = []
+        for positions in _by_class(self._labelled).values():
+            area = image_auroc(
+                scores[len(self._good) :][positions], [self._labelled[index].is_defect for index in positions]
+            )
+            assert area is not None  # check_labelled
+            figures.append(area)
+        return float(np.mean(figures))
+
+
+def choose_float_layers(
+    model: onnx.ModelProto,
+    info: ModelInfo,
+    amax: Dict[str, float],
+    order: Sequence[str],
+    comparison: Comparison,
+    max_drop: float,
+    progress: Callable[[], object] = lambda: None,
+) -> Choice:
+    """The fewest layers that `fewest_float_layers` finds to hold the drop.
+
+    Args:
+        model: the float32 graph.
+        info: its description.
+        amax: tensor name -> range, of `export.quantize.ranged_tensors`.
+        order: every quantizable layer, the one that hurts most first.
+        comparison: with the same model.
+        max_drop: points of 0.01.
+        progress: called after each model that is tried.
+
+    Raises:
+        ExportError: the model with every layer in float does not judge as itself, so the runtime is at fault.
+    """
+    tried: Dict[FrozenSet[str], Agreement] = {}
+
+    def agreement_of(float_layers: Sequence[str]) -> Agreement:
+        key = frozenset(float_layers)
+        if key not in tried:
+            quantized, description, _ = with_ranges(model, info, amax, keep_float=key)
+            tried[key] = comparison.agreement(quantized, description)
+            progress()
+        return tried[key]
+
+    layers = fewest_float_layers(order, lambda names: agreement_of(names).within(max_drop))
+    choice = Choice(layers, agreement_of(layers), agreement_of(()))
+    if not choice.agreement.within(max_drop):
+        raise ExportError("with every layer in float the scores still differ from fp32's: try another --runtime")
+    return choice
+
+
+def fewest_float_layers(
+    order: Sequence[str], accepts: Callable[[Sequence[str]], bool], most_trials_back: int = MOST_TRIALS_BACK
+) -> List[str]:
+    """Few layers that `accepts`: the shortest prefix of `order` by bisection, less what can be given back.
+
+    The prefix is the shortest if a longer one never does worse. Then ever smaller pieces of it, from its end, are given
+    back to INT8 wherever the rest is still accepted, within a bounded number of trials.
+
+    Args:
+        order: every layer, the one that hurts most first. That all of them together are accepted is taken for granted.
+        accepts: whether the model is right with these layers in float, the others in INT8.
+        most_trials_back: of giving back.
+
+    Returns:
+        The layers in the order given; none where plain INT8 is accepted.
+    """
+    if accepts(()):
+        return []
+    rejected, accepted = 0, len(order)
+    while accepted - rejected > 1:
+        middle = (rejected + accepted) // 2
+        if accepts(order[:middle]):
+            accepted = middle
+        else:
+            rejected = middle
+    return _give_back(list(order[:accepted]), accepts, most_trials_back)
+
+
+def _give_back(layers: List[str], accepts: Callable[[Sequence[str]], bool], most_trials: int) -> List[str]:
+    size = len(layers) // 2
+    trials = 0
+    while size and trials < most_trials:
+        end = len(layers)
+        while end > 0 and trials < most_trials:
+            rest = layers[: max(end - size, 0)] + layers[end:]
+            trials += 1
+            if rest and accepts(rest):
+                layers = rest
+            end -= size
+        size //= 2
+    return layers
+
+
+def most_trials(layers: int) -> int:
+    """The models that `fewest_float_layers` tries at most: plain INT8, the bisection, and the giving back."""
+    return 1 + int(np.ceil(np.log2(max(layers, 1)))) + MOST_TRIALS_BACK
+
+
+def good_for_agreement(spare: Sequence[Sample]) -> List[Sample]:
+    """Of good images that calibration did not use, in an order drawn at random, the first `MOST_IMAGES` of each class.
+
+    Raises:
+        CalibrationError: too few of a class.
+    """
+    chosen: List[Sample] = []
+    for name in sorted({sample.class_name for sample in spare}):
+        chosen += [sample for sample in spare if sample.class_name == name][:MOST_IMAGES]
+    counts = Counter(sample.class_name for sample in chosen)
+    few = {name: count for name, count in counts.items() if count < FEWEST_IMAGES}
+    if few:
+        found = ", ".join(f"{count} of {name}" for name, count in few.items())
+        raise CalibrationError(
+            f"--precision auto compares scores on at least {FEWEST_IMAGES} good images of each class that calibration "
+            f"did not use, here {found}: add images, or lower --calibration-images"
+        )
+    return chosen
+
+
+def check_labelled(samples: Sequence[Sample], root: object) -> List[Sample]:
+    """The labelled images of the classes that have both good images and defects.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    kinds = {(sample.class_name, sample.is_defect) for sample in samples}
+    both = {name for name, is_defect in kinds if is_defect and (name, False) in kinds}
+    if not both:
+        raise CalibrationError(
+            f"--validation-data {root} holds no class with good images and defects: "
+            "expected CLASS/test/good and CLASS/test/<defect>"
+        )
+    return [sample for sample in samples if sample.class_name in both]
+
+
+def _by_class(samples: Sequence[Sample]) -> Dict[str, List[int]]:
+    """Class -> the positions of its samples."""
+    positions: Dict[str, List[int]] = {}
+    for index, sample in enumerate(samples):
+        positions.setdefault(sample.class_name, []).append(index)
+    return positions

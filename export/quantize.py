@@ -4,7 +4,7 @@ Calibration runs the float graph in ONNX Runtime, one image at a time, and keeps
 """
 
 import dataclasses
-from typing import Collection, Dict, Iterable, List, Tuple
+from typing import Collection, Dict, Iterable, Iterator, List, Tuple
 
 import numpy as np
 import onnx
@@ -79,6 +79,22 @@ def collect_histograms(model: onnx.ModelProto, names: List[str], images: Iterabl
     Raises:
         CalibrationError: no image, or values that are not finite.
     """
+    histograms = {name: Histogram() for name in names}
+    for values in observe(model, names, images):
+        for name, value in values.items():
+            try:
+                histograms[name].update(value)
+            except ValueError as error:
+                raise CalibrationError(f"{name} is not finite on a calibration image: train the model again") from error
+    return histograms
+
+
+def observe(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarray]) -> Iterator[Dict[str, np.ndarray]]:
+    """Run the float graph in ONNX Runtime, an image (H, W, 3) uint8 at a time; yield the values of the named tensors.
+
+    Raises:
+        CalibrationError: no image.
+    """
     import onnxruntime
 
     observed = onnx.ModelProto()
@@ -88,18 +104,12 @@ def collect_histograms(model: onnx.ModelProto, names: List[str], images: Iterabl
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(observed.SerializeToString(), options, ["CPUExecutionProvider"])
-    histograms = {name: Histogram() for name in names}
     count = 0
     for image in images:
-        for name, values in zip(names, session.run(names, {"image": image[None]})):
-            try:
-                histograms[name].update(values)
-            except ValueError as error:
-                raise CalibrationError(f"{name} is not finite on a calibration image: train the model again") from error
+        yield dict(zip(names, session.run(names, {"image": image[None]})))
         count += 1
     if not count:
         raise CalibrationError("there are no calibration images")
-    return histograms
 
 
 def insert_qdq(

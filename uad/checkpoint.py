@@ -3,6 +3,10 @@
     {"program": "uad", "format": 1, "model": "stfpm", "config": {...}, "state_dict": {...}, "info": {...}}
 
 `config` are the arguments of the model's constructor, `info` what `engines.ModelInfo` will say in the exported file.
+After quantization-aware training the state dict is that of the folded network (see `uad.fold`), and beside it stands
+
+    "quantization": {"bits": 8, "amax": {tensor name in the exported file: range}}
+
 Needs torch; the command line imports it only for a path that ends in .ckpt.
 """
 
@@ -10,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Union
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from engines.base import Engine, Prediction
 from engines.files import replacing
 from engines.metadata import ModelInfo
 from uad.errors import CheckpointError
+from uad.fold import fold
 from uad.models import MODELS
 from uad.models.backbones import load_safely
 
@@ -26,29 +31,56 @@ PROGRAM = "uad"
 FORMAT = 1
 
 
-def save_checkpoint(path: Path, network: torch.nn.Module, config: Dict[str, Any], info: ModelInfo) -> None:
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """How a network was quantized while it trained."""
+
+    bits: int  # of the integers
+    amax: Dict[str, float]  # tensor name in the exported graph -> range
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A trained network, in float, in evaluation mode on the CPU, and what is known of it."""
+
+    network: torch.nn.Module  # folded, if it was quantized
+    info: ModelInfo
+    config: Dict[str, Any]  # arguments of the LightningModule's constructor
+    quantization: Optional[Quantization] = None
+
+
+def save_checkpoint(
+    path: Path,
+    state_dict: Dict[str, torch.Tensor],
+    config: Dict[str, Any],
+    info: ModelInfo,
+    quantization: Optional[Quantization] = None,
+) -> None:
     """Write a trained network whole or not at all.
 
     Args:
         path: of the file.
-        network: what `MODELS[info.model](**config).network` is.
+        state_dict: of `MODELS[info.model](**config).network`; with `quantization`, of the same folded.
         config: constructor arguments of the LightningModule; plain values.
         info: everything but precision and calibration, which come with the export.
+        quantization: where the network was trained under fake quantization.
     """
     content = {
         "program": PROGRAM,
         "format": FORMAT,
         "model": info.model,
         "config": config,
-        "state_dict": network.state_dict(),
+        "state_dict": state_dict,
         "info": json.loads(info.to_json()),
     }
+    if quantization is not None:
+        content["quantization"] = dataclasses.asdict(quantization)
     with replacing(path) as temporary:
         torch.save(content, temporary)
 
 
-def load_checkpoint(path: Union[str, Path]) -> Tuple[torch.nn.Module, ModelInfo]:
-    """Read a trained network, in evaluation mode on the CPU, and its description.
+def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
+    """Read a trained network.
 
     Raises:
         CheckpointError: the file is missing, damaged, holds code, or is of another program.
@@ -60,23 +92,35 @@ def load_checkpoint(path: Union[str, Path]) -> Tuple[torch.nn.Module, ModelInfo]
         raise CheckpointError(f"{path} has format {content.get('format')}, this program reads {FORMAT}: update uad")
     try:
         config = dict(content["config"], weights="none")  # the state dict holds the weights
+        quantization = Quantization(**content["quantization"]) if "quantization" in content else None
         network: torch.nn.Module = MODELS[content["model"]](**config).network
+        if quantization is not None:
+            network = fold(network)
         network.load_state_dict(content["state_dict"])
         info = ModelInfo.from_json(json.dumps(content["info"]), path)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this version of uad ({error}): train it again") from error
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return network.eval(), dataclasses.replace(info, checkpoint_sha256=digest)
+    info = dataclasses.replace(info, checkpoint_sha256=digest)
+    return Checkpoint(network.eval(), info, content["config"], quantization)
 
 
 class TorchEngine(Engine):
-    """A checkpoint in torch, eager, float32, on the CPU: the reference that the exported files are held to."""
+    """A checkpoint in torch, eager, float32, on the CPU: the reference that the exported files are held to.
+
+    What was trained under fake quantization runs under it here too.
+    """
 
     runtime = "torch"
     arithmetic = "f32"
 
     def __init__(self, path: Union[str, Path], *, batch: int = 1, threads: Optional[int] = None) -> None:
-        self._network, self.info = load_checkpoint(path)
+        checkpoint = load_checkpoint(path)
+        self._network, self.info = checkpoint.network, checkpoint.info
+        if checkpoint.quantization is not None:
+            from uad.quantization import insert_quantizers
+
+            insert_quantizers(self._network, self.info.size, checkpoint.quantization)
         self.batch = batch
         if threads:
             torch.set_num_threads(threads)

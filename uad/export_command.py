@@ -3,7 +3,7 @@
 import dataclasses
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from engines.metadata import ModelInfo
 from export import explain
 from export.calibrate import Histogram, calibrator
 from export.check import check_model
+from export.equalize import equalize
 from export.errors import ExportError
 from export.float16 import to_float16
 from export.quantize import QuantizationReport, collect_histograms, ranged_tensors, with_ranges
@@ -32,6 +33,9 @@ from uad.mixed_precision import (
 from uad.progress import progress
 from uad.tables import layer_table
 
+if TYPE_CHECKING:
+    from uad.checkpoint import Quantization
+
 MAX_DROP = 0.2  # by default, in points of 0.01
 
 
@@ -42,9 +46,11 @@ def export(options: Any) -> str:
         UserError: the model, the calibration data or the output cannot serve.
     """
     _check_options(options)
-    model, info = _load(options.model)
+    model, info, quantization = _load(options.model)
     summary = ""
-    if options.precision == "fp16":
+    if quantization is not None:
+        model, info, summary = _with_learned_ranges(model, info, quantization, options)
+    elif options.precision == "fp16":
         model, info = to_float16(model), dataclasses.replace(info, precision="fp16")
     elif options.precision in ("int8", "auto"):
         model, info, summary = _quantize(model, info, options)
@@ -70,14 +76,14 @@ def _check_options(options: Any) -> None:
         make_folder(options.explain, flag="--explain")
 
 
-def _load(path: Path) -> Tuple[onnx.ModelProto, ModelInfo]:
-    """The float32 graph of a checkpoint or an ONNX file."""
+def _load(path: Path) -> Tuple[onnx.ModelProto, ModelInfo, "Optional[Quantization]"]:
+    """The float32 graph of a checkpoint or an ONNX file, and the ranges it was trained with, if it was."""
     if path.suffix == ".onnx":
         model = load_model(path)
         info = info_of(model, path)
         if info.precision != "fp32":
             raise ExportError(f"{path} is {info.precision} already: export from the checkpoint or its fp32 file")
-        return model, info
+        return model, info, None
     try:
         from export.onnx import export_network
         from uad.checkpoint import load_checkpoint
@@ -86,8 +92,23 @@ def _load(path: Path) -> Tuple[onnx.ModelProto, ModelInfo]:
         raise RuntimeNotInstalled(
             f"{path} needs torch ({error}): pip install '.[train]' in the folder of uad"
         ) from error
-    network, info = load_checkpoint(path)
-    return export_network(fold(network), info.size), info
+    checkpoint = load_checkpoint(path)
+    network = checkpoint.network if checkpoint.quantization else fold(checkpoint.network)
+    return export_network(network, checkpoint.info.size), checkpoint.info, checkpoint.quantization
+
+
+def _with_learned_ranges(
+    model: onnx.ModelProto, info: ModelInfo, quantization: "Quantization", options: Any
+) -> Tuple[onnx.ModelProto, ModelInfo, str]:
+    """The INT8 graph of a checkpoint that was trained under fake quantization."""
+    if options.precision != "int8":
+        raise ExportError(f"{options.model} was trained for int{quantization.bits}: export it with --precision int8")
+    if quantization.bits != 8:
+        raise ExportError(f"{options.model} was trained for a simulation of int{quantization.bits}: only int8 runs")
+    if options.calibration_data is not None or options.explain is not None:
+        raise ExportError(f"{options.model} brings its own ranges: leave out --calibration-data and --explain")
+    quantized, info, report = with_ranges(model, info, quantization.amax)
+    return quantized, info, _report_summary(report, [])
 
 
 def _quantize(model: onnx.ModelProto, info: ModelInfo, options: Any) -> Tuple[onnx.ModelProto, ModelInfo, str]:
@@ -95,15 +116,18 @@ def _quantize(model: onnx.ModelProto, info: ModelInfo, options: Any) -> Tuple[on
     images = calibration_images(info, options)
     is_auto = options.precision == "auto"
     good, labelled = _images_to_compare(images, options) if is_auto else ([], [])
+    fp32 = model
+    with progress("Equalising", images.count) as step:
+        model = equalize(fp32, _counted(images, step))
     histograms, amax = _calibrate(model, images, options)
     damage, judged_on = _damage(model, info, amax, images, options) if is_auto or options.explain else ({}, "")
-    choice = _choose(model, info, amax, list(damage), good, labelled, options) if is_auto else None
+    choice = _choose(fp32, model, info, amax, list(damage), good, labelled, options) if is_auto else None
     float_layers = choice.float_layers if choice else []
     if options.explain:
         _explain(explain.layer_reports(model, histograms, amax, damage, float_layers), judged_on, options.explain)
     told = _choice_summary(choice, len(damage), len(good), len(labelled)) if choice else ""
     if choice and len(float_layers) == len(damage):
-        return model, info, told  # nothing is quantized: it stays the fp32 model
+        return fp32, info, told  # nothing is quantized: it stays the fp32 model
     quantized, described, report = with_ranges(model, info, amax, float_layers)
     if float_layers:
         described = dataclasses.replace(described, precision="mixed", float_layers=float_layers)
@@ -139,6 +163,7 @@ def _damage(
 
 
 def _choose(
+    fp32: onnx.ModelProto,
     model: onnx.ModelProto,
     info: ModelInfo,
     amax: Dict[str, float],
@@ -147,7 +172,7 @@ def _choose(
     labelled: List[Sample],
     options: Any,
 ) -> Choice:
-    comparison = Comparison(model, info, good, labelled, options.runtime)
+    comparison = Comparison(fp32, info, good, labelled, options.runtime)
     with progress("Choosing layers", most_trials(len(order))) as step:
         return choose_float_layers(model, info, amax, order, comparison, _max_drop(options), step)
 

@@ -1,5 +1,7 @@
 """`uad fit`: Lightning's command line around one model and one image folder.
 
+With --ckpt RUN/model.ckpt it goes on from a trained model, under fake quantization (`uad.quantization`).
+
 RUN/config.yaml    every setting, as resolved
 RUN/train.csv      losses of each epoch
 RUN/last.ckpt      Lightning's own, after each epoch: what `uad fit --resume RUN` goes on from
@@ -16,10 +18,11 @@ import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -41,9 +44,15 @@ from uad.models.backbones import load_safely
 from uad.models.stfpm import STFPM
 from uad.progress import progress
 
+if TYPE_CHECKING:
+    from uad.quantization import QuantizationAware
+
+Model = Union[STFPM, "QuantizationAware"]
 EVALUATION_BATCH = 16
-CALIBRATION_IMAGES = 200  # of each class, for what the model must know of good images before and after training
-DESCRIPTION = "Train one model on good images of all the parts; uad fit --resume RUN goes on with a stopped run."
+DESCRIPTION = (
+    "Train one model on good images of all the parts; uad fit --ckpt RUN/model.ckpt fine-tunes a trained one under "
+    "fake quantization; uad fit --resume RUN goes on with a stopped run."
+)
 TRAINER_DEFAULTS = {
     "max_epochs": 6,
     "logger": False,
@@ -75,9 +84,10 @@ def fit(arguments: Sequence[str]) -> Path:
     """
     _quieten()
     arguments, resume = _resume(list(arguments))
+    arguments, quantize = _from_checkpoint(arguments)
     try:
         cli = FitCLI(
-            STFPM,
+            _quantization_aware() if quantize else STFPM,
             AnomalyData,
             run=False,
             args=arguments,
@@ -93,6 +103,8 @@ def fit(arguments: Sequence[str]) -> Path:
     if not 0 <= rate < 1:
         raise UserError(f"--false_positive_rate {rate}: give a part of the good images, at least 0 and less than 1")
     cli.datamodule.check()
+    if quantize:
+        _check_start(cli)
     out = make_folder(cli.config.out)
     if resume:
         _keep_rows(out / "train.csv", load_safely(out / "last.ckpt"))
@@ -101,17 +113,27 @@ def fit(arguments: Sequence[str]) -> Path:
             (out / name).unlink(missing_ok=True)
         with replacing(out / "config.yaml") as temporary:
             cli.parser.save(cli.config, str(temporary), overwrite=True)
-        cli.model.prepare(images for images, _ in _some_of_each_class(cli.datamodule, "Preparing the teacher"))
-    best = _checkpoint(out, "best", "val_loss")
-    # The table is written first: a row is there for every epoch that last.ckpt knows of.
-    cli.trainer.callbacks += [EpochTable(out / "train.csv"), best, _checkpoint(out, "last", None)]  # type: ignore[attr-defined]
-    _train(cli, str(out / "last.ckpt") if resume else None)
-    if not best.best_model_path:
-        raise TrainingError("no epoch was trained: give --trainer.max_epochs at least 1")
-    cli.model.load_state_dict(load_safely(out / "best.ckpt")["state_dict"])
+        cli.model.prepare(images for images, _ in _some_of_each_class(cli.datamodule, cli.model, "Preparing"))
+    if not (quantize and cli.trainer.max_epochs == 0):  # then the quantizers are all that is wanted
+        _train(cli, out, resume)
     model = finish(cli.model, cli.datamodule, rate, out)
     print(f"{model} is ready")
     return model
+
+
+def _train(cli: FitCLI, out: Path, resume: bool) -> None:
+    """Train, and take the weights of the best epoch.
+
+    Raises:
+        TrainingError: there was no epoch.
+    """
+    best = _checkpoint(out, "best", "val_loss")
+    # The table is written first: a row is there for every epoch that last.ckpt knows of.
+    cli.trainer.callbacks += [EpochTable(out / "train.csv"), best, _checkpoint(out, "last", None)]  # type: ignore[attr-defined]
+    _run_trainer(cli, str(out / "last.ckpt") if resume else None)
+    if not best.best_model_path:
+        raise TrainingError("no epoch was trained: give --trainer.max_epochs at least 1")
+    cli.model.load_state_dict(load_safely(out / "best.ckpt")["state_dict"])
 
 
 def _checkpoint(out: Path, name: str, monitor: Optional[str]) -> ModelCheckpoint:
@@ -121,7 +143,7 @@ def _checkpoint(out: Path, name: str, monitor: Optional[str]) -> ModelCheckpoint
     )
 
 
-def _train(cli: FitCLI, last: Optional[str]) -> None:
+def _run_trainer(cli: FitCLI, last: Optional[str]) -> None:
     """Run Lightning's training loop.
 
     Raises:
@@ -136,15 +158,15 @@ def _train(cli: FitCLI, last: Optional[str]) -> None:
         raise UserError(str(error)) from error
 
 
-def finish(model: STFPM, data: AnomalyData, false_positive_rate: float, out: Path) -> Path:
+def finish(model: Model, data: AnomalyData, false_positive_rate: float, out: Path) -> Path:
     """Fit the head to good images, choose thresholds, write model.ckpt and metrics.json."""
     model.cpu().eval()
-    model.calibrate(_some_of_each_class(data, "Fitting the distance head"), len(data.class_names()))
+    if isinstance(model, STFPM):  # otherwise it was fitted before, in float
+        model.calibrate(_some_of_each_class(data, model, "Fitting the distance head"), len(data.class_names()))
     scores = _scores(model, data.held_out_images)
     names = [sample.class_name for sample in data.held_out_samples]
     info = ModelInfo(
-        model="stfpm",
-        backbone=str(model.config["backbone"]),
+        **model.description,
         classes=data.class_names(),
         thresholds={
             name: threshold_at(scores[[other == name for other in names]], false_positive_rate)
@@ -155,11 +177,13 @@ def finish(model: STFPM, data: AnomalyData, false_positive_rate: float, out: Pat
         height=data.image_size,
         width=data.image_size,
         resize=RESIZE_RULE,
-        map_stride=model.network.map_stride,
         versions={name: version(name) for name in ("torch", "torchvision", "lightning")},
     )
     path = out / "model.ckpt"
-    save_checkpoint(path, model.network, model.config, info)
+    if isinstance(model, STFPM):
+        save_checkpoint(path, model.network.state_dict(), model.config, info)
+    else:
+        save_checkpoint(path, model.float_state(), model.config, info, model.quantization)
     samples = test_samples(data.root, data.classes)
     with progress("Testing", len(samples)) as step:
         report = evaluate(TorchEngine(path, batch=EVALUATION_BATCH), samples, progress=step).report
@@ -208,6 +232,49 @@ def _resume(arguments: List[str]) -> Tuple[List[str], bool]:
     return ["--config", str(run / "config.yaml"), "--out", str(run)], True
 
 
+def _from_checkpoint(arguments: List[str]) -> Tuple[List[str], bool]:
+    """Whether training is to start from a checkpoint; `--ckpt FILE` is short for `--model.ckpt FILE`."""
+    short = [("--model.ckpt" + given[6:]) if given.split("=")[0] == "--ckpt" else given for given in arguments]
+    files = [Path(value) for flag, value in zip(short, short[1:]) if flag == "--config"]
+    files += [Path(given.split("=", 1)[1]) for given in short if given.startswith("--config=")]
+    in_file = any("ckpt" in (_settings(file).get("model") or {}) for file in files)
+    return short, in_file or any(given.split("=")[0] == "--model.ckpt" for given in short)
+
+
+def _check_start(cli: FitCLI) -> None:
+    """Check that the checkpoint to start from fits the data and the output.
+
+    Raises:
+        UserError: it is of other classes or another image size, or would be overwritten.
+    """
+    data, info, ckpt = cli.datamodule, cli.model.start, Path(cli.model.ckpt)
+    if data.class_names() != info.classes:
+        raise UserError(
+            f"{ckpt} was trained on {', '.join(info.classes)}, {data.root} holds {', '.join(data.class_names())}: "
+            "give the data it was trained on"
+        )
+    if (data.image_size, data.image_size) != info.size:
+        raise UserError(f"{ckpt} takes images of {info.height} pixels: give --data.image_size {info.height}")
+    if ckpt.resolve() == (cli.config.out / "model.ckpt").resolve():
+        raise UserError(f"--out {cli.config.out} is the run of {ckpt}: give another folder")
+
+
+def _settings(file: Path) -> Dict[str, Any]:
+    """What a configuration file says; nothing where it cannot be read, of which the parser will complain."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _quantization_aware() -> Type[LightningModule]:
+    """Imported only where it is used: pytorch-quantization takes its time."""
+    from uad.quantization import QuantizationAware
+
+    return QuantizationAware
+
+
 def _keep_rows(table: Path, last: Dict[str, Any]) -> None:
     """Drop the rows of epochs that come after the checkpoint; they will be trained again."""
     with open(table, newline="", encoding="utf-8") as file:
@@ -216,14 +283,16 @@ def _keep_rows(table: Path, last: Dict[str, Any]) -> None:
         csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) <= last["epoch"])])
 
 
-def _some_of_each_class(data: AnomalyData, title: str) -> Iterator[Tuple[Tensor, Tensor]]:
-    """Batches of training images and class indices, at most `CALIBRATION_IMAGES` of a class."""
+def _some_of_each_class(data: AnomalyData, model: Model, title: str) -> Iterator[Tuple[Tensor, Tensor]]:
+    """Batches of training images and class indices, at most `model.images_of_each_class` of a class."""
     names = data.class_names()
     place = {sample: index for index, sample in enumerate(data.training_samples)}
     chosen = [
         place[sample]
         for name in names
-        for sample in draw([s for s in data.training_samples if s.class_name == name], CALIBRATION_IMAGES, data.seed)
+        for sample in draw(
+            [s for s in data.training_samples if s.class_name == name], model.images_of_each_class, data.seed
+        )
     ]
     labels = torch.tensor([names.index(data.training_samples[index].class_name) for index in chosen])
     with progress(title, len(chosen)) as step:
@@ -238,7 +307,7 @@ def _batches(tensor: Tensor) -> Sequence[Tensor]:
 
 
 @torch.inference_mode()
-def _scores(model: STFPM, images: Tensor) -> np.ndarray:
+def _scores(model: Model, images: Tensor) -> np.ndarray:
     return np.concatenate([model.network(batch)[0].numpy() for batch in _batches(images)])
 
 

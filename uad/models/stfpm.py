@@ -255,6 +255,12 @@ class STFPM(LightningModule):
         lr: the greatest learning rate of the cycle.
         weight_decay: of AdamW.
 
+    Attributes:
+        network: what is exported.
+        config: the arguments above.
+        description: what `engines.ModelInfo` says of the model itself.
+        images_of_each_class: how many good images `prepare` and `calibrate` are to be given.
+
     Raises:
         UserError: an unknown backbone, weights that do not fit, or a negative number.
     """
@@ -271,6 +277,8 @@ class STFPM(LightningModule):
             if value < 0:
                 raise UserError(f"--model.{name} {value}: give a number that is not negative")
         self.config = {"backbone": backbone, "weights": weights, "lr": lr, "weight_decay": weight_decay}
+        self.description = {"model": "stfpm", "backbone": backbone, "map_stride": StudentTeacher.map_stride}
+        self.images_of_each_class = 200
         self.lr = lr
         self.weight_decay = weight_decay
         self.network = StudentTeacher(backbone, weights).to(memory_format=torch.channels_last)

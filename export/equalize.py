@@ -1,0 +1,101 @@
+"""Cross-layer equalisation: give the channels of a tensor one common range, so that one INT8 scale serves them all.
+
+A tensor between two convolutions may be multiplied by a positive factor for each channel, if the convolution before it
+multiplies its filters and bias by that factor and the convolution behind it divides its weights by it (Nagel et al.,
+'Data-Free Quantization Through Weight Equalization and Bias Correction', ICCV 2019, section 4.1). Here that is done in
+front of depthwise convolutions only: their weights have a scale for each channel anyway and lose nothing, while the
+ranges of the channels that they read differ by orders of magnitude.
+
+The factors come from calibration images: they bring every channel to the range of the widest. They are at least 1, so a
+Relu in between changes nothing, and a Clip (ReLU6) cuts a channel off where its values on those images end.
+"""
+
+from typing import Dict, Iterable, List, Tuple
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from engines.graph import attribute, constants, consumers, in_backbone, producers, remove_unused_constants
+from export.quantize import observe
+
+LIMIT = 64.0  # the greatest factor: a channel that is nearly dead is not blown up
+
+
+def equalize(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelProto:
+    """Return a copy of a float32 graph that computes the same from equalised channels.
+
+    Args:
+        model: the graph; it is not changed.
+        images: (H, W, 3) uint8 each.
+
+    Raises:
+        CalibrationError: no image.
+    """
+    pairs = equalizable(model)
+    equalized = onnx.ModelProto()
+    equalized.CopyFrom(model)
+    if not pairs:
+        return equalized
+    amax: Dict[str, np.ndarray] = {}
+    for values in observe(model, list(pairs), images):
+        for name, value in values.items():
+            amax[name] = np.maximum(amax.get(name, 0.0), np.abs(value).max(axis=(0, 2, 3)))
+    fixed = constants(model)
+    nodes = {node.name: node for node in equalized.graph.node}
+    for name, (before, behind) in pairs.items():
+        factor = _factors(amax[name])
+        for node, exponent, indices in [(before, 1, (1, 2)), *((reader, -1, (1,)) for reader in behind)]:
+            for index in indices[: len(nodes[node].input) - 1]:
+                constant = nodes[node].input[index]
+                value = fixed[constant]
+                scaled = value * (factor**exponent).reshape(-1, *[1] * (value.ndim - 1))
+                fixed[f"{node}/equalized_{index}"] = scaled.astype(np.float32)
+                nodes[node].input[index] = f"{node}/equalized_{index}"
+    known = {tensor.name for tensor in equalized.graph.initializer}
+    used = {name for node in equalized.graph.node for name in node.input}
+    new = [numpy_helper.from_array(value, name) for name, value in fixed.items() if name in used - known]
+    equalized.graph.initializer.extend(new)
+    remove_unused_constants(equalized)
+    return equalized
+
+
+def equalizable(model: onnx.ModelProto) -> Dict[str, Tuple[str, List[str]]]:
+    """Tensor -> the convolution it comes from and the depthwise convolutions that read it, in graph order.
+
+    Between the first and the tensor there may be a Relu, or a Clip from 0 on. Nobody else reads either.
+    """
+    made_by, read_by, fixed = producers(model), consumers(model), constants(model)
+    outputs = {value.name for value in model.graph.output}
+    found = {}
+    for node in model.graph.node:
+        name = node.output[0]
+        readers = read_by.get(name, [])
+        if not in_backbone(node) or name in outputs or not readers:
+            continue
+        if not all(_is_depthwise(reader, fixed) and reader.input[0] == name for reader in readers):
+            continue
+        source = node
+        if node.op_type == "Relu" or (node.op_type == "Clip" and _is_from_zero(node, fixed)):
+            if len(read_by[node.input[0]]) > 1 or node.input[0] not in made_by:
+                continue
+            source = made_by[node.input[0]]
+        if source.op_type == "Conv" and in_backbone(source) and all(name in fixed for name in source.input[1:]):
+            found[name] = source.name, [reader.name for reader in readers]
+    return found
+
+
+def _factors(amax: np.ndarray) -> np.ndarray:
+    """(channels,) -> what brings each to the greatest; 1 for a dead channel."""
+    alive = np.where(amax > 0, amax, amax.max())
+    return np.minimum(amax.max() / alive, LIMIT) if amax.any() else np.ones_like(amax)
+
+
+def _is_depthwise(node: onnx.NodeProto, fixed: Dict[str, np.ndarray]) -> bool:
+    if node.op_type != "Conv" or node.input[1] not in fixed:
+        return False
+    return fixed[node.input[1]].shape[:2] == (attribute(node, "group") or 1, 1)
+
+
+def _is_from_zero(clip: onnx.NodeProto, fixed: Dict[str, np.ndarray]) -> bool:
+    return len(clip.input) == 3 and clip.input[1] in fixed and float(fixed[clip.input[1]]) == 0.0

@@ -1,6 +1,6 @@
 """Accuracy and agreement of one unified STFPM, post-training and quantization-aware, on real images, over seeds.
 
-    UAD_DATA=... UAD_WEIGHTS=... python benchmarks/accuracy.py --backbone mobilenet_v2 --work DIR --out benchmarks/results
+    UAD_DATA=... UAD_WEIGHTS=... python benchmarks/accuracy.py --backbone mobilenet_v2 --work DIR --out DIR
 
 UAD_DATA is a folder of classes in the layout of MVTec AD, UAD_WEIGHTS one that holds mobilenet_v2-imagenet.pth; any
 other backbone starts from random weights, and then only the agreement means something. What is in --work is not made

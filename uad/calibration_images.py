@@ -54,7 +54,7 @@ def calibration_images(info: ModelInfo, options: Any) -> CalibrationImages:
 
     Raises:
         CalibrationError: no source is given, or too few images.
-        DataError: the folder holds no good images.
+        DataError: the folder holds no good images, or not the classes that are named.
     """
     source = options.calibration_data
     is_auto = options.precision == "auto"
@@ -62,12 +62,16 @@ def calibration_images(info: ModelInfo, options: Any) -> CalibrationImages:
         folder = "a folder of good images" + ("" if is_auto else ", or random-normal")
         raise CalibrationError(f"{options.precision} needs --calibration-data: {folder}")
     if source == "random-normal":
+        if options.calibration_classes:
+            raise CalibrationError("--calibration-classes is for a folder of good images, not random-normal")
         if is_auto:
             raise CalibrationError("--precision auto compares scores of good images: give --calibration-data a folder")
         count = options.calibration_images or CALIBRATION_IMAGES
         return CalibrationImages(info, "random-normal", count, [], [], options.seed)
-    available = train_samples(Path(source))
-    known = [sample for sample in available if sample.class_name in info.classes] or available
+    available = train_samples(Path(source), options.calibration_classes)
+    known = available
+    if not options.calibration_classes:
+        known = [sample for sample in available if sample.class_name in info.classes] or available
     shuffled = draw(known, len(known), options.seed)
     free = _first_half_of_each_class(shuffled) if is_auto else shuffled
     count = options.calibration_images or min(len(free), CALIBRATION_IMAGES)

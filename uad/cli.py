@@ -78,6 +78,9 @@ def _export(arguments: List[str]) -> None:
         help="how many of them, spread over the classes; by default 128, or all that there are (for auto: half)",
     )
     parser.add_argument(
+        "--calibration-classes", type=Optional[List[str]], default=None, help="which classes of the folder, as [a,b]"
+    )
+    parser.add_argument(
         "--max-drop",
         type=Optional[_not_negative()],
         default=None,

@@ -197,6 +197,7 @@ def _description(
         "percentile": options.percentile if options.calibrator == "percentile" else None,
         "data": images.source,
         "images": images.count,
+        "classes": sorted({sample.class_name for sample in images.samples}),
         "seed": options.seed,
         "dead": len(report.dead),
     }

@@ -13,6 +13,7 @@ from graphs import save_tiny, tiny, with_blind_weights
 from image_folders import make_class
 from PIL import Image
 
+from engines.graph import constants, load_model
 from engines.metadata import read_info
 from uad import cli
 
@@ -168,3 +169,47 @@ def test_a_mixed_file_is_not_exported_again(
     mixed = save_tiny(tmp_path / "mixed.onnx", precision="mixed", float_layers=[BAD])
     export = ("export", mixed, "--out", tmp_path / "x.onnx", "--calibration-data", root)
     assert "is mixed already: export from the checkpoint or its fp32 file" in error_of(*export, "--precision", "int8")
+
+
+def test_calibration_classes_are_those_that_calibrate(model: Path, root: Path, tmp_path: Path) -> None:
+    given = ["--calibration-images", 6, "--calibration-classes"]
+    one = read_info(export(model, root, tmp_path / "one.onnx", "int8", *given, "[nut]")).calibration
+    both = read_info(export(model, root, tmp_path / "both.onnx", "int8", *given, "[nut,bolt]")).calibration
+    assert one is not None and one["classes"] == ["nut"]
+    assert both is not None and both["classes"] == ["bolt", "nut"]
+
+
+def test_percentile_decides_how_much_is_clipped(model: Path, root: Path, tmp_path: Path) -> None:
+    def largest_scale(percentile: float) -> float:
+        file = export(model, root, tmp_path / "p.onnx", "int8", "--percentile", percentile)
+        return float(constants(load_model(file))["/normalize/Div_output_0_scale"])
+
+    assert largest_scale(50) < 0.8 * largest_scale(100)
+
+
+def test_calibration_images_of_any_size_are_resized(model: Path, tmp_path: Path) -> None:
+    for index, size in enumerate([(31, 70), (8, 8), (200, 100)]):
+        Image.new("RGB", size, (60 * index, 90, 120)).save(tmp_path / f"{index}.png")
+    export(model, tmp_path, tmp_path / "int8.onnx", "int8")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--calibration-images", "500"], "48 good images, 500 were asked: lower --calibration-images"),
+        (["--calibration-classes", "[gear]"], "has no class gear: it has bolt, nut"),
+        (["--percentile", "101"], "give a number above 0, at most 100"),
+        (["--calibration-data", "random-normal", "--calibration-classes", "[nut]"], "not random-normal"),
+    ],
+)
+def test_calibration_mistakes(
+    error_of: Callable[..., str], flags: list[str], message: str, model: Path, root: Path, tmp_path: Path
+) -> None:
+    command = ["export", model, "--precision", "int8", "--calibration-data", root, "--out", tmp_path / "a.onnx"]
+    assert message in error_of(*command, *flags)
+
+
+def test_empty_calibration_folder(error_of: Callable[..., str], model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    command = ["export", model, "--precision", "int8", "--calibration-data", tmp_path / "empty"]
+    assert "holds no images" in error_of(*command, "--out", tmp_path / "a.onnx")

@@ -126,7 +126,7 @@ def _report(name: str, variant: Variant, work: Path, data: str, good_only: Path)
     # The float32 file answers to the checkpoint, the others to the float32 file.
     reference = checkpoint if name == "fp32" else work / "fp32.onnx"
     report = _test(file, stem.with_suffix(".json"), reference, data)
-    if variant.fit is not None and variant.export:
+    if name == "qat percentile":
         own = _test(file, stem.with_name(f"{stem.name}.own.json"), checkpoint, data)
         report["own"] = {key: figures["agreement"]["spearman"] for key, figures in own["classes"].items()}
     return report
@@ -178,8 +178,8 @@ def page(result: "dict[str, Any]") -> str:
     lines += ["", "## Every precision", ""]
     lines += [
         "Spearman: rank correlation of image scores with FP32's (of FP32 itself: with the torch checkpoint's).",
-        "Flipped: part of the decisions at the threshold that differ. Own: for a quantization-aware model, the lowest",
-        "rank correlation of a class between the deployed file and the fake-quantized model it came from.",
+        "Flipped: part of the decisions at the threshold that differ. Own: the lowest rank correlation of a class",
+        "between the deployed file of a quantization-aware model and the fake-quantized model it came from.",
         "",
         _agreement(reports, classes),
         "",

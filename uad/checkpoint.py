@@ -116,11 +116,11 @@ class TorchEngine(Engine):
 
     def __init__(self, path: Union[str, Path], *, batch: int = 1, threads: Optional[int] = None) -> None:
         checkpoint = load_checkpoint(path)
-        self._network, self.info = checkpoint.network, checkpoint.info
+        self.network, self.info = checkpoint.network, checkpoint.info
         if checkpoint.quantization is not None:
             from uad.quantization import insert_quantizers
 
-            insert_quantizers(self._network, self.info.size, checkpoint.quantization)
+            insert_quantizers(self.network, self.info.size, checkpoint.quantization)
         self.batch = batch
         if threads:
             torch.set_num_threads(threads)
@@ -128,7 +128,7 @@ class TorchEngine(Engine):
     def run(self, images: np.ndarray) -> Prediction:
         """See `Engine.run`."""
         with torch.inference_mode():
-            score, anomaly_map = self._network(torch.from_numpy(images))
+            score, anomaly_map = self.network(torch.from_numpy(images))
         return Prediction(score.numpy(), anomaly_map.numpy())
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from engines.graph import attribute, constants, consumers, in_backbone, producers, remove_unused_constants
+from export.errors import CalibrationError
 from export.quantize import observe
 
 LIMIT = 64.0  # the greatest factor: a channel that is nearly dead is not blown up
@@ -30,7 +31,7 @@ def equalize(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.Model
         images: (H, W, 3) uint8 each.
 
     Raises:
-        CalibrationError: no image.
+        CalibrationError: no image, or activations that are not finite.
     """
     pairs = equalizable(model)
     equalized = onnx.ModelProto()
@@ -41,6 +42,8 @@ def equalize(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.Model
     for values in observe(model, list(pairs), images):
         for name, value in values.items():
             amax[name] = np.maximum(amax.get(name, 0.0), np.abs(value).max(axis=(0, 2, 3)))
+            if not np.isfinite(amax[name]).all():
+                raise CalibrationError(f"{name} is not finite on a calibration image: train the model again")
     fixed = constants(model)
     nodes = {node.name: node for node in equalized.graph.node}
     for name, (before, behind) in pairs.items():

@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from engines.graph import constants, in_backbone, remove_unused_constants, rename_input, sort_nodes
 from engines.metadata import ModelInfo
 from export import placement
-from export.calibrate import Calibrator, Histogram, scale_from_amax
-from export.errors import CalibrationError, ExportError
+from export.calibrate import Histogram, scale_from_amax
+from export.errors import CalibrationError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,36 +27,6 @@ class QuantizationReport:
     dead: List[str]  # weights with channels that are all zero, and tensors that never left zero
 
 
-def quantize(
-    model: onnx.ModelProto,
-    info: ModelInfo,
-    images: Iterable[np.ndarray],
-    calibrator: Calibrator,
-    keep_float: Collection[str] = (),
-) -> Tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
-    """Put Q/DQ pairs where `export.placement` says, with ranges from `images`.
-
-    Args:
-        model: the float32 graph that `export.onnx` writes; it is not changed.
-        info: its description.
-        images: (height, width, 3) uint8 each, of the model's input size.
-        calibrator: makes an amax of a histogram; see `export.calibrate.calibrator`.
-        keep_float: names of convolution nodes that are not to be quantized.
-
-    Returns:
-        The quantized graph, its description, and what was done.
-
-    Raises:
-        CalibrationError: no image, or activations that are not finite.
-        ExportError: a graph that is not float32.
-    """
-    if info.precision != "fp32":
-        raise ExportError(f"the model is {info.precision} already: quantize the fp32 file it came from")
-    histograms = collect_histograms(model, ranged_tensors(model), images)
-    amax = {name: calibrator(histogram) for name, histogram in histograms.items()}
-    return with_ranges(model, info, amax, keep_float)
-
-
 def ranged_tensors(model: onnx.ModelProto) -> List[str]:
     """The tensors whose range `with_ranges` wants to know."""
     placed = {tensor.range_of for tensor in placement.activations(model)}
@@ -66,7 +36,17 @@ def ranged_tensors(model: onnx.ModelProto) -> List[str]:
 def with_ranges(
     model: onnx.ModelProto, info: ModelInfo, amax: Dict[str, float], keep_float: Collection[str] = ()
 ) -> Tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
-    """Put Q/DQ pairs where `export.placement` says, with given ranges: tensor name -> amax, of `ranged_tensors`."""
+    """Put Q/DQ pairs where `export.placement` says.
+
+    Args:
+        model: a float32 graph; it is not changed.
+        info: its description.
+        amax: tensor name -> range, of `ranged_tensors`.
+        keep_float: names of convolution nodes that are not to be quantized.
+
+    Returns:
+        The quantized graph, its description, and what was done.
+    """
     quantized, report = insert_qdq(model, amax, keep_float)
     residuals = placement.unfused_residuals(model, keep_float)
     scales = {name: float(scale_from_amax(np.array(amax[name]))) for name in residuals}

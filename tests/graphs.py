@@ -8,6 +8,7 @@ downsampling block) and `inverted` for MobileNetV2 (Clip, depthwise convolutions
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from onnx.reference import ReferenceEvaluator
 
 from engines.graph import save_model
 from engines.metadata import ModelInfo
+from export.calibrate import Calibrator
+from export.quantize import QuantizationReport, collect_histograms, ranged_tensors, with_ranges
 
 SIZE = 16
 MEAN = 255.0 * np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
@@ -229,6 +232,19 @@ def save_tiny(path: Path, model: onnx.ModelProto | None = None, **changes: Any) 
     shape = model.graph.input[0].type.tensor_type.shape
     save_model(model, tiny_info(shape.dim[1].dim_value, **changes), path)
     return path
+
+
+def quantize(
+    model: onnx.ModelProto,
+    info: ModelInfo,
+    images: Iterable[np.ndarray],
+    calibrator: Calibrator,
+    keep_float: Collection[str] = (),
+) -> tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
+    """The INT8 graph with ranges from images, its description, and what was done."""
+    histograms = collect_histograms(model, ranged_tensors(model), images)
+    amax = {name: calibrator(histogram) for name, histogram in histograms.items()}
+    return with_ranges(model, info, amax, keep_float)
 
 
 def random_images(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:

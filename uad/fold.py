@@ -60,9 +60,10 @@ def _fold(part: nn.Module) -> GraphModule:
                 and isinstance(convolution, (nn.Conv2d, nn.ConvTranspose2d))
                 and len(source.users) == 1
             ):
-                modules[source.name] = fuse_conv_bn_eval(
-                    convolution, module, isinstance(convolution, nn.ConvTranspose2d)
-                )
+                fused = fuse_conv_bn_eval(convolution, module, isinstance(convolution, nn.ConvTranspose2d))
+                # Torch freezes a bias that the convolution did not have before.
+                fused.requires_grad_(convolution.weight.requires_grad)
+                modules[source.name] = fused
                 node.replace_all_uses_with(source)
                 traced.graph.erase_node(node)
             else:
@@ -73,7 +74,7 @@ def _fold(part: nn.Module) -> GraphModule:
             modules[node.name] = Add()
             node.op, node.target = "call_module", node.name
     tensors = {node.target: _attribute(traced, node.target) for node in traced.graph.nodes if node.op == "get_attr"}
-    return GraphModule({**modules, **tensors}, traced.graph)
+    return GraphModule({**modules, **tensors}, traced.graph).eval()
 
 
 def _attribute(module: nn.Module, name: str) -> object:

@@ -218,15 +218,22 @@ class QuantizationAware(LightningModule):
         Raises:
             TrainingError: the loss is not a number.
         """
-        loss = self.loss(batch[0])
-        if not loss.isfinite():
-            raise TrainingError(f"the loss is not a number in epoch {self.current_epoch}: lower --model.lr")
+        loss = self._finite(self.loss(batch[0]))
         self.log("train_loss", loss, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Tuple[Tensor, ...], index: int) -> None:
-        """The loss on held-out good images."""
-        self.log("val_loss", self.loss(batch[0]), prog_bar=True)
+        """The loss on held-out good images.
+
+        Raises:
+            TrainingError: the loss is not a number.
+        """
+        self.log("val_loss", self._finite(self.loss(batch[0])), prog_bar=True)
+
+    def _finite(self, loss: Tensor) -> Tensor:
+        if not loss.isfinite():
+            raise TrainingError(f"the loss is not a number in epoch {self.current_epoch}: lower --model.lr")
+        return loss
 
     def configure_optimizers(self) -> Any:
         """AdamW with one cycle of the learning rate over the whole training."""

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import FEATURES, SIZE, node_of, random_images, reference_outputs, save_tiny, tiny, tiny_info
+from graphs import FEATURES, SIZE, node_of, quantize, random_images, reference_outputs, save_tiny, tiny, tiny_info
 
 import engines
 from engines.errors import ModelFileError, RuntimeNotInstalled, UserError
 from engines.graph import save_model
 from export.calibrate import calibrator
-from export.quantize import quantize
 
 RUNTIMES = [
     pytest.param(name, marks=pytest.mark.skipif(not importlib.util.find_spec(name), reason=f"{name} is not installed"))

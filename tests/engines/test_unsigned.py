@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import FEATURES, Builder, node_of, random_images, runtime_outputs, set_constant, tiny, tiny_info
+from graphs import FEATURES, Builder, node_of, quantize, random_images, runtime_outputs, set_constant, tiny, tiny_info
 
 from engines.graph import constants, consumers, producers
 from engines.unsigned import to_unsigned
 from export.calibrate import calibrator
-from export.quantize import quantize
 
 IMAGES = random_images(4)
 

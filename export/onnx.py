@@ -22,8 +22,8 @@ OPSET = 17  # the newest that TensorRT 8.5 (JetPack 5) reads
 def export_network(network: "torch.nn.Module", size: Tuple[int, int]) -> onnx.ModelProto:
     """Trace a network whose submodules `normalize` and `head` bound its backbone.
 
-    Torch's TorchScript exporter is used because its newer one starts at opset 18. It folds every BatchNorm into the
-    convolution before it.
+    Torch's TorchScript exporter is used because its newer one starts at opset 18. It too folds every BatchNorm into the
+    convolution before it, where that was not done before.
 
     Args:
         network: maps (N, H, W, 3) uint8 to a score (N,) and a map (N, h, w), in evaluation mode.

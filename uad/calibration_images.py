@@ -11,7 +11,7 @@ import numpy as np
 from engines.metadata import ModelInfo
 from export.errors import CalibrationError
 from export.quantize import random_normal_images
-from uad.data.folder import Sample, draw, load_images, train_samples
+from uad.data.folder import Sample, draw, find_classes, load_images, train_samples
 
 CALIBRATION_IMAGES = 128  # by default, or all that there are
 JUDGED_IMAGES = 32  # on which layers are judged one by one
@@ -68,14 +68,15 @@ def calibration_images(info: ModelInfo, options: Any) -> CalibrationImages:
             raise CalibrationError("--precision auto compares scores of good images: give --calibration-data a folder")
         count = options.calibration_images or CALIBRATION_IMAGES
         return CalibrationImages(info, "random-normal", count, [], [], options.seed)
-    available = train_samples(Path(source), options.calibration_classes)
-    known = available
-    if not options.calibration_classes:
-        known = [sample for sample in available if sample.class_name in info.classes] or available
+    available = train_samples(Path(source))
+    known = [sample for sample in available if sample.class_name in info.classes] or available
     shuffled = draw(known, len(known), options.seed)
     free = _first_half_of_each_class(shuffled) if is_auto else shuffled
+    if options.calibration_classes:
+        find_classes(Path(source), options.calibration_classes)  # names those that are not there
+        free = [sample for sample in free if sample.class_name in options.calibration_classes]
     count = options.calibration_images or min(len(free), CALIBRATION_IMAGES)
-    if len(free) < count:
+    if len(free) < count or not free:
         half = f" of which {len(free)} may calibrate," if is_auto else ""
         raise CalibrationError(
             f"{source} holds {len(known)} good images,{half} {count} were asked: lower --calibration-images"

@@ -13,6 +13,7 @@ Needs torch; the command line imports it only for a path that ends in .ckpt.
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
@@ -37,6 +38,14 @@ class Quantization:
 
     bits: int  # of the integers
     amax: Dict[str, float]  # tensor name in the exported graph -> range
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what cannot be."""
+        if not (isinstance(self.bits, int) and 2 <= self.bits <= 8):
+            raise ValueError(f"{self.bits} bits")
+        for name, value in self.amax.items():
+            if not (isinstance(name, str) and isinstance(value, float) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"the range of {name} is {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +107,7 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
             network = fold(network)
         network.load_state_dict(content["state_dict"])
         info = ModelInfo.from_json(json.dumps(content["info"]), path)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this version of uad ({error}): train it again") from error
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     info = dataclasses.replace(info, checkpoint_sha256=digest)

@@ -82,7 +82,7 @@ def _export(arguments: List[str]) -> None:
     )
     parser.add_argument(
         "--max-drop",
-        type=Optional[_not_negative()],
+        type=Optional[_not_negative(float)],
         default=None,
         help="for auto, in points of 0.01, by default 0.2: how far Spearman's correlation of image scores with fp32's "
         "may lie below 1, on good images that calibration did not use, mean over the classes",
@@ -103,7 +103,7 @@ def _export(arguments: List[str]) -> None:
     parser.add_argument(
         "--runtime", choices=RUNTIMES, default=None, help="where auto and --explain judge; by default the fastest"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of calibration images")
+    parser.add_argument("--seed", type=_not_negative(int), default=0, help="of the draw of calibration images")
     parser.add_argument("--target", choices=TARGETS, default="jetson-xavier-nx", help="whose rules the file must obey")
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
     options = _parse(parser, arguments)
@@ -266,10 +266,10 @@ def _positive(kind: type) -> Any:
     return {int: PositiveInt, float: PositiveFloat}[kind]
 
 
-def _not_negative() -> Any:
-    from jsonargparse.typing import NonNegativeFloat
+def _not_negative(kind: type) -> Any:
+    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 
-    return NonNegativeFloat
+    return {int: NonNegativeInt, float: NonNegativeFloat}[kind]
 
 
 def _add_data(parser: Any) -> None:

@@ -66,6 +66,8 @@ def _check_options(options: Any) -> None:
     """What can be said without the model, before the long work."""
     if options.out.suffix != ".onnx":
         raise ExportError(f"--out {options.out}: give a file that ends in .onnx")
+    if options.out.resolve() == options.model.resolve():
+        raise ExportError(f"--out {options.out} is the model itself: give another file")
     for flag in ("max_drop", "validation_data"):
         if getattr(options, flag) is not None and options.precision != "auto":
             raise ExportError(f"--{flag.replace('_', '-')} is for --precision auto, not {options.precision}")
@@ -107,6 +109,9 @@ def _with_learned_ranges(
         raise ExportError(f"{options.model} was trained for a simulation of int{quantization.bits}: only int8 runs")
     if options.calibration_data is not None or options.explain is not None:
         raise ExportError(f"{options.model} brings its own ranges: leave out --calibration-data and --explain")
+    missing = sorted(set(ranged_tensors(model)) - set(quantization.amax))
+    if missing:
+        raise ExportError(f"{options.model} has no range of {missing[0]}: train it again")
     quantized, info, report = with_ranges(model, info, quantization.amax)
     return quantized, info, _report_summary(report, [])
 

@@ -29,6 +29,7 @@ from export.quantize import collect_histograms, ranged_tensors
 from uad.checkpoint import Quantization, load_checkpoint
 from uad.errors import CheckpointError, TrainingError
 from uad.fold import Add, fold, parts_of
+from uad.optimization import one_cycle
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it uses torch.jit
@@ -136,7 +137,7 @@ class QuantizationAware(LightningModule):
 
     def __init__(
         self,
-        ckpt: Path,
+        ckpt: Optional[Path] = None,
         lr: float = 1e-4,
         calibrator: Literal["entropy", "percentile", "minmax"] = "percentile",
         percentile: float = 99.99,
@@ -145,6 +146,8 @@ class QuantizationAware(LightningModule):
         quantized_teacher: bool = True,
     ) -> None:
         super().__init__()
+        if ckpt is None:
+            raise UserError("quantization-aware training starts from a trained model: give --ckpt RUN/model.ckpt")
         if not 2 <= bits <= 8:
             raise UserError(f"--model.bits {bits}: give 2 to 8")
         if lr < 0:
@@ -175,7 +178,7 @@ class QuantizationAware(LightningModule):
                 "calibrator": calibrator,
                 "percentile": percentile if calibrator == "percentile" else None,
                 "data": "images",
-                "images": calibration_images,
+                "images": 0,  # and more, once there are any
             },
         }
 
@@ -187,6 +190,7 @@ class QuantizationAware(LightningModule):
             batches: good images, (N, H, W, 3) uint8; read once.
         """
         images: List[np.ndarray] = [image.numpy() for batch in batches for image in batch]
+        self.description["calibration"].update(images=len(images), classes=self.start.classes)
         model = equalize(export_network(self.network, self.start.size), images)
         values = constants(model)
         for node in model.graph.node:
@@ -236,12 +240,13 @@ class QuantizationAware(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW with one cycle of the learning rate over the whole training."""
+        """See `uad.optimization`."""
         parameters = [parameter for name in self.trained for parameter in getattr(self.network, name).parameters()]
-        optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=0.0)
-        steps = int(self.trainer.estimated_stepping_batches)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.15)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+        return one_cycle(parameters, self.lr, 0.0, self.trainer)
+
+    def on_train_end(self) -> None:
+        """Note in the description how long it was trained."""
+        self.description["calibration"]["trained_steps"] = self.trainer.global_step
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         """Keep the ranges in Lightning's checkpoint: resuming does not calibrate again."""

@@ -10,6 +10,7 @@ RUN/model.ckpt     the trained model: from the best epoch, with thresholds
 RUN/metrics.json   its accuracy on the test images; null where there are none
 """
 
+import copy
 import csv
 import json
 import logging
@@ -115,24 +116,35 @@ def fit(arguments: Sequence[str]) -> Path:
             cli.parser.save(cli.config, str(temporary), overwrite=True)
         cli.model.prepare(images for images, _ in _some_of_each_class(cli.datamodule, cli.model, "Preparing"))
     if not (quantize and cli.trainer.max_epochs == 0):  # then the quantizers are all that is wanted
-        _train(cli, out, resume)
+        _train(cli, out, resume, keep_start=quantize and not resume)
     model = finish(cli.model, cli.datamodule, rate, out)
     print(f"{model} is ready")
     return model
 
 
-def _train(cli: FitCLI, out: Path, resume: bool) -> None:
-    """Train, and take the weights of the best epoch.
+def _train(cli: FitCLI, out: Path, resume: bool, keep_start: bool) -> None:
+    """Train, and take the weights of the best epoch, or with `keep_start` those from before if they were better.
 
     Raises:
         TrainingError: there was no epoch.
     """
     best = _checkpoint(out, "best", "val_loss")
+    if keep_start:
+        start = copy.deepcopy(cli.model.state_dict())
+        (before,) = cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     # The table is written first: a row is there for every epoch that last.ckpt knows of.
     cli.trainer.callbacks += [EpochTable(out / "train.csv"), best, _checkpoint(out, "last", None)]  # type: ignore[attr-defined]
     _run_trainer(cli, str(out / "last.ckpt") if resume else None)
     if not best.best_model_path:
         raise TrainingError("no epoch was trained: give --trainer.max_epochs at least 1")
+    if keep_start:
+        assert best.best_model_score is not None  # there is a best_model_path
+        after = float(best.best_model_score)
+        print(f"val_loss {before['val_loss']:.4g} before training, {after:.4g} after")
+        if not after < before["val_loss"]:
+            print("training did not help: the weights from before it are kept")
+            cli.model.load_state_dict(start)
+            return
     cli.model.load_state_dict(load_safely(out / "best.ckpt")["state_dict"])
 
 
@@ -235,9 +247,10 @@ def _resume(arguments: List[str]) -> Tuple[List[str], bool]:
 def _from_checkpoint(arguments: List[str]) -> Tuple[List[str], bool]:
     """Whether training is to start from a checkpoint; `--ckpt FILE` is short for `--model.ckpt FILE`."""
     short = [("--model.ckpt" + given[6:]) if given.split("=")[0] == "--ckpt" else given for given in arguments]
-    files = [Path(value) for flag, value in zip(short, short[1:]) if flag == "--config"]
-    files += [Path(given.split("=", 1)[1]) for given in short if given.startswith("--config=")]
-    in_file = any("ckpt" in (_settings(file).get("model") or {}) for file in files)
+    files = [Path(value) for flag, value in zip(short, short[1:]) if flag in ("-c", "--config")]
+    files += [Path(given.split("=", 1)[1]) for given in short if given.startswith(("-c=", "--config="))]
+    models = [_settings(file).get("model") for file in files]
+    in_file = any(isinstance(model, dict) and "ckpt" in model for model in models)
     return short, in_file or any(given.split("=")[0] == "--model.ckpt" for given in short)
 
 

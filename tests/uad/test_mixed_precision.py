@@ -13,7 +13,7 @@ from image_folders import make_class
 
 from engines.graph import constants
 from export.calibrate import calibrator
-from export.errors import CalibrationError, ExportError
+from export.errors import CalibrationError
 from export.quantize import collect_histograms, ranged_tensors, with_ranges
 from export.sensitivity import quantizable_layers
 from uad.data import folder
@@ -173,10 +173,12 @@ def test_scores_that_are_all_equal_are_refused(root: Path) -> None:
         Comparison(model, tiny_info(), folder.train_samples(root), runtime="onnxruntime")
 
 
-def test_a_runtime_that_disagrees_with_itself_is_an_error(root: Path) -> None:
+def test_every_layer_in_float_is_the_fp32_model(root: Path) -> None:
     good = folder.train_samples(root)
     comparison = Comparison(tiny(seed=5), tiny_info(), good, runtime="onnxruntime")
-    model = tiny(seed=6)  # another model stands for what the runtime makes of the first
+    model = tiny(seed=6)  # quantized, it never judges as the first does
     amax = ranges(model, folder.load_images(good, (16, 16)))
-    with pytest.raises(ExportError, match="every layer in float the scores still differ .* --runtime"):
-        choose_float_layers(model, tiny_info(), amax, quantizable_layers(model), comparison, 0.2)
+    layers = quantizable_layers(model)
+    choice = choose_float_layers(model, tiny_info(), amax, layers, comparison, 0.2)
+    assert choice.float_layers == layers
+    assert choice.agreement == Agreement(1.0) and choice.int8.spearman < 0.9

@@ -323,13 +323,25 @@ def test_a_run_leaves_its_files_and_a_checkpoint_of_plain_values(runs: Runs) -> 
 
 
 def test_training_changes_every_parameter_of_the_student_and_nothing_else(runs: Runs) -> None:
-    before, after = (torch.load(path, weights_only=True) for path in (runs.untrained, runs.trained))
+    before = torch.load(runs.untrained, weights_only=True)
+    after = torch.load(runs.trained.with_name("last.ckpt"), weights_only=True)
     assert before["quantization"] == after["quantization"]
     parameters = [name for name in before["state_dict"] if name.startswith("student.")]
     changed = [
-        name for name, value in before["state_dict"].items() if not torch.equal(value, after["state_dict"][name])
+        name
+        for name, value in before["state_dict"].items()
+        if not torch.equal(value, after["state_dict"][f"network.{name}"])
     ]
     assert changed == parameters and len(parameters) == 30
+
+
+def test_training_that_does_not_help_leaves_the_weights_from_before_it(
+    runs: Runs, tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoilt = fit(tiny_run.out / "model.ckpt", tiny_run.root, tmp_path / "spoilt", "--model.lr", "1")
+    assert "training did not help: the weights from before it are kept" in capsys.readouterr().out
+    before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (runs.untrained, spoilt))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def export(ckpt: Path, out: Path) -> Path:

@@ -96,6 +96,8 @@ def load_safely(path: Path) -> Dict[str, Any]:
     Raises:
         CheckpointError: it is missing, damaged, or a pickle with code in it.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: give a file, such as the model.ckpt of a run")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from engines.errors import UserError
 from uad.errors import TrainingError
 from uad.models.backbones import BACKBONES, FeaturePyramid
+from uad.optimization import one_cycle
 
 SMOOTHING = 1.0  # standard deviation of the Gaussian on the joined map, in map pixels
 TOP_FRACTION = 0.003  # of the joined map's pixels, whose mean is the score
@@ -315,11 +316,8 @@ class STFPM(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW with one cycle of the learning rate over the whole training."""
-        optimizer = torch.optim.AdamW(self.network.student.parameters(), self.lr, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.15)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+        """See `uad.optimization`."""
+        return one_cycle(self.network.student.parameters(), self.lr, self.weight_decay, self.trainer)
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Tensor]) -> None:

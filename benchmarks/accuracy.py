@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=None, help="only those")
     parser.add_argument("--epochs", default=None, help="of the float training; by default the config's")
+    parser.add_argument("--only-made", action="store_true", help="make nothing: tables of what is in --work")
     parser.add_argument("--out", type=Path, required=True, help="folder for accuracy-BACKBONE.json and .md")
     options = parser.parse_args()
     data = os.environ["UAD_DATA"]
@@ -89,6 +90,8 @@ def main() -> None:
     for name, variant in chosen.items():
         for seed, work in works.items():
             if variant.first_seed_only and seed != options.seeds[0]:
+                continue
+            if options.only_made and not (work / f"{name.replace(' ', '-')}.json").exists():
                 continue
             report = _report(name, variant, work, data, good_only)
             if name == "qat percentile" and seed == options.seeds[0]:

@@ -175,12 +175,12 @@ def page(result: "dict[str, Any]") -> str:
     runs = list(reports["fp32"].values())
     classes = list(runs[0]["classes"])
     random = result["backbone"] != "mobilenet_v2"
-    lines = [f"# One unified STFPM on {result['backbone']}, {len(classes)} classes, {len(runs)} seeds", ""]
+    lines = [f"# One unified STFPM on {result['backbone']}, {len(classes)} classes, {len(runs)} seed{'s' * (len(runs) > 1)}", ""]
     lines += ["Means over the seeds, ± half of their range; all but simulations on OpenVINO."]
     if random:
         lines += ["The teacher's weights are random: only the agreement means something."]
     if result["epochs"]:
-        lines += [f"Trained for {result['epochs']} epochs."]
+        lines += [f"Float training: {result['epochs']} epoch{'s' * (result['epochs'] != '1')}."]
     if not random:
         lines += ["", "## FP32", "", _accuracy(reports["fp32"], classes)]
     lines += ["", "## Every precision", ""]

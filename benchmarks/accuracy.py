@@ -175,7 +175,8 @@ def page(result: "dict[str, Any]") -> str:
     runs = list(reports["fp32"].values())
     classes = list(runs[0]["classes"])
     random = result["backbone"] != "mobilenet_v2"
-    lines = [f"# One unified STFPM on {result['backbone']}, {len(classes)} classes, {len(runs)} seed{'s' * (len(runs) > 1)}", ""]
+    seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+    lines = [f"# One unified STFPM on {result['backbone']}, {len(classes)} classes, {seeds}", ""]
     lines += ["Means over the seeds, ± half of their range; all but simulations on OpenVINO."]
     if random:
         lines += ["The teacher's weights are random: only the agreement means something."]

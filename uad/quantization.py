@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from absl import logging
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from engines.errors import UserError
@@ -27,9 +26,9 @@ from export.equalize import equalize
 from export.onnx import export_network
 from export.quantize import collect_histograms, ranged_tensors
 from uad.checkpoint import Quantization, load_checkpoint
-from uad.errors import CheckpointError, TrainingError
+from uad.errors import CheckpointError
 from uad.fold import Add, fold, parts_of
-from uad.optimization import one_cycle
+from uad.learner import Learner
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it uses torch.jit
@@ -112,7 +111,7 @@ def _quantized_convolution(module: nn.Module, quantizer: nn.Module, bits: int) -
     return quantized
 
 
-class QuantizationAware(LightningModule):
+class QuantizationAware(Learner):
     """Fine-tunes a trained model under fake quantization, so that it judges as it did in float.
 
     The loss is the mean squared difference of the square roots of two anomaly maps on good images: that of the
@@ -216,33 +215,10 @@ class QuantizationAware(LightningModule):
         _, anomaly_map = self.network(image)
         return F.mse_loss((anomaly_map + FAINT).sqrt(), (expected + FAINT).sqrt())
 
-    def training_step(self, batch: Tuple[Tensor, ...], index: int) -> Tensor:
-        """One step on (N, H, W, 3) uint8.
-
-        Raises:
-            TrainingError: the loss is not a number.
-        """
-        loss = self._finite(self.loss(batch[0]))
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
-        return loss
-
-    def validation_step(self, batch: Tuple[Tensor, ...], index: int) -> None:
-        """The loss on held-out good images.
-
-        Raises:
-            TrainingError: the loss is not a number.
-        """
-        self.log("val_loss", self._finite(self.loss(batch[0])), prog_bar=True)
-
-    def _finite(self, loss: Tensor) -> Tensor:
-        if not loss.isfinite():
-            raise TrainingError(f"the loss is not a number in epoch {self.current_epoch}: lower --model.lr")
-        return loss
-
     def configure_optimizers(self) -> Any:
-        """See `uad.optimization`."""
+        """See `Learner.one_cycle`."""
         parameters = [parameter for name in self.trained for parameter in getattr(self.network, name).parameters()]
-        return one_cycle(parameters, self.lr, 0.0, self.trainer)
+        return self.one_cycle(parameters, self.lr, 0.0)
 
     def on_train_end(self) -> None:
         """Note in the description how long it was trained."""

@@ -1,6 +1,6 @@
 """The models of the project, one file each.
 
-A model is a LightningModule with
+A model is a `uad.learner.Learner`, which is a LightningModule, with
     `network`       (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, h, w), float32: exactly what is exported,
                     with submodules `normalize` and `head` that stay in float32; the others make up the backbone,
                     can be traced by torch.fx, and are quantized (`uad.quantization`), of which a model knows nothing

@@ -19,13 +19,11 @@ from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from engines.errors import UserError
-from uad.errors import TrainingError
+from uad.learner import Learner
 from uad.models.backbones import BACKBONES, FeaturePyramid
-from uad.optimization import one_cycle
 
 SMOOTHING = 1.0  # standard deviation of the Gaussian on the joined map, in map pixels
 TOP_FRACTION = 0.003  # of the joined map's pixels, whose mean is the score
@@ -247,7 +245,7 @@ class StudentTeacher(nn.Module):
         return self
 
 
-class STFPM(LightningModule):
+class STFPM(Learner):
     """Trains the student to match the teacher on good images.
 
     Args:
@@ -291,33 +289,9 @@ class STFPM(LightningModule):
         errors = [F.mse_loss(s.float(), target) for s, target in zip(student, targets)]
         return torch.stack(errors).sum()
 
-    def training_step(self, batch: Tuple[Tensor, ...], index: int) -> Tensor:
-        """One step on (N, H, W, 3) uint8.
-
-        Raises:
-            TrainingError: the loss is not a number.
-        """
-        loss = self._finite(self.loss(batch[0]))
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
-        return loss
-
-    def validation_step(self, batch: Tuple[Tensor, ...], index: int) -> None:
-        """The loss on held-out good images.
-
-        Raises:
-            TrainingError: the loss is not a number.
-        """
-        self.log("val_loss", self._finite(self.loss(batch[0])), prog_bar=True)
-
-    def _finite(self, loss: Tensor) -> Tensor:
-        if not loss.isfinite():
-            kept = f"epoch {self.current_epoch - 1} is kept in last.ckpt" if self.current_epoch else "nothing is kept"
-            raise TrainingError(f"the loss is not a number in epoch {self.current_epoch}: lower --model.lr; {kept}")
-        return loss
-
     def configure_optimizers(self) -> Any:
-        """See `uad.optimization`."""
-        return one_cycle(self.network.student.parameters(), self.lr, self.weight_decay, self.trainer)
+        """See `Learner.one_cycle`."""
+        return self.one_cycle(self.network.student.parameters(), self.lr, self.weight_decay)
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Tensor]) -> None:

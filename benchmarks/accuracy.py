@@ -13,13 +13,12 @@ import dataclasses
 import json
 import os
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
+from commands import command, tested
 from machine import footer, machine
 
-from uad import cli
 from uad.tables import markdown
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -82,9 +81,10 @@ def main() -> None:
     data = os.environ["UAD_DATA"]
     good_only = _good_only(Path(data), options.work / "good")
     works = {seed: options.work / f"{options.backbone}-seed{seed}" for seed in options.seeds}
-    for seed, work in works.items():
-        _fit(work / "run", _float_flags(options, data, seed))
-    chosen = {name: made for name, made in variants(data).items() if name in (options.variants or variants(data))}
+    if not options.only_made:
+        for seed, work in works.items():
+            _fit(work / "run", _float_flags(options, data, seed))
+    chosen = {name: made for name, made in variants(data).items() if not options.variants or name in options.variants}
     out = options.out / f"accuracy-{options.backbone}.json"
     reports: dict[str, dict[str, Any]] = {}
     for name, variant in chosen.items():
@@ -127,16 +127,15 @@ def _report(name: str, variant: Variant, work: Path, data: str, good_only: Path)
         checkpoint = stem / "model.ckpt"
     file = stem.with_suffix(".onnx") if variant.export else checkpoint
     if not file.exists():
-        _command(["export", str(checkpoint), *variant.export, "--out", str(file)])
+        command(["export", str(checkpoint), *variant.export, "--out", str(file)])
     # The float32 file answers to the checkpoint, the others to the float32 file.
     reference = checkpoint if name == "fp32" else work / "fp32.onnx"
-    report = _test(file, stem.with_suffix(".json"), reference, data)
-    return report
+    return tested(file, stem.with_suffix(".json"), reference, data)
 
 
 def _own(stem: Path, data: str) -> "dict[str, float]":
     """Class -> rank correlation of the deployed file's scores with those of the fake-quantized model it came from."""
-    report = _test(stem.with_suffix(".onnx"), stem.with_suffix(".own.json"), stem / "model.ckpt", data)
+    report = tested(stem.with_suffix(".onnx"), stem.with_suffix(".own.json"), stem / "model.ckpt", data)
     return {name: figures["agreement"]["spearman"] for name, figures in report["classes"].items()}
 
 
@@ -152,21 +151,7 @@ def _good_only(data: Path, folder: Path) -> Path:
 
 def _fit(run: Path, flags: "list[str]") -> None:
     if not (run / "model.ckpt").exists():
-        _command(["fit", *flags, "--out", str(run)])
-
-
-def _test(model: Path, report: Path, reference: Path, data: str) -> "dict[str, Any]":
-    if not report.exists():
-        flags = ["--reference", str(reference), "--batch", "8", "--json", str(report)]
-        _command(["test", str(model), "--data.root", data, *flags])
-    content = json.loads(report.read_text())
-    del content["model"]
-    return dict(content)
-
-
-def _command(arguments: "list[str]") -> None:
-    if cli.main(arguments):
-        sys.exit(f"uad {' '.join(arguments)} failed")
+        command(["fit", *flags, "--out", str(run)])
 
 
 def page(result: "dict[str, Any]") -> str:

@@ -9,15 +9,14 @@ turns. Files that are in --work already are not made again.
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
+from commands import command, tested
 from machine import footer, machine
 
 from engines.benchmark import ROUNDS, benchmark, worker_command
 from engines.metadata import read_info
-from uad import cli
 from uad.progress import progress
 from uad.tables import markdown
 
@@ -41,10 +40,10 @@ def main() -> None:
         file = options.work / f"auto-{drop:g}.onnx"
         if not file.exists():
             flags = ["--precision", "auto", "--max-drop", str(drop), "--calibration-data", data]
-            _command(["export", str(options.fp32), *flags, "--out", str(file)])
+            command(["export", str(options.fp32), *flags, "--out", str(file)])
         files[f"auto, drop {drop:g}"] = file
     reports = {
-        name: _test(file, options.fp32, options.work / f"{file.stem}.json", data) for name, file in files.items()
+        name: tested(file, options.fp32, options.work / f"{file.stem}.json", data) for name, file in files.items()
     }
     paths = [str(file) for file in files.values()]
     commands = [worker_command(path, "openvino", 1, THREADS) for path in paths]
@@ -56,20 +55,6 @@ def main() -> None:
     result = {"machine": machine(), "reports": reports}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(page(result))
-
-
-def _test(model: Path, reference: Path, report: Path, data: str) -> "dict[str, Any]":
-    if not report.exists():
-        flags = ["--reference", str(reference), "--batch", "8", "--json", str(report)]
-        _command(["test", str(model), "--data.root", data, *flags])
-    content = json.loads(report.read_text())
-    del content["model"]
-    return dict(content)
-
-
-def _command(arguments: "list[str]") -> None:
-    if cli.main(arguments):
-        sys.exit(f"uad {' '.join(arguments)} failed")
 
 
 def page(result: "dict[str, Any]") -> str:

@@ -7,14 +7,13 @@ The weights are random: they do not change the speed. Torch eager FP32 is the ba
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
+from commands import command
 from machine import footer, machine
 
 from engines.benchmark import ROUNDS, benchmark, worker_command
-from uad import cli
 from uad.data.synthetic import draw_dataset
 from uad.open import worker_command as any_worker_command
 from uad.progress import progress
@@ -55,18 +54,13 @@ def main() -> None:
 def _make_files(folder: Path, backbone: str) -> "dict[str, Path]":
     draw_dataset(folder / "images", n_train=4, n_test_good=0, n_test_defect=0)
     settings = ["--model.backbone", backbone, "--model.weights", "none", "--trainer.max_steps", "1"]
-    _run(["fit", "--data.root", str(folder / "images"), "--out", str(folder / "run"), *settings])
+    command(["fit", "--data.root", str(folder / "images"), "--out", str(folder / "run"), *settings])
     files = {"ckpt": folder / "run" / "model.ckpt"}
     for precision in PRECISIONS:
         files[precision] = folder / f"{backbone}.{precision}.onnx"
         export = ["export", str(files["ckpt"]), "--precision", precision, "--out", str(files[precision])]
-        _run([*export, "--calibration-data", str(folder / "images"), "--calibration-images", "12"])
+        command([*export, "--calibration-data", str(folder / "images"), "--calibration-images", "12"])
     return files
-
-
-def _run(arguments: "list[str]") -> None:
-    if cli.main(arguments):
-        sys.exit(f"uad {' '.join(arguments)} failed")
 
 
 def _page(result: "dict[str, object]") -> str:

@@ -1,0 +1,24 @@
+"""The command line, as the benchmarks use it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from uad import cli
+
+
+def command(arguments: "list[str]") -> None:
+    """Run `uad` with these arguments; a failure ends the benchmark."""
+    if cli.main(arguments):
+        sys.exit(f"uad {' '.join(arguments)} failed")
+
+
+def tested(model: Path, report: Path, reference: Path, data: str) -> "dict[str, Any]":
+    """The figures of `uad test` beside a reference, which are kept in `report` and not made again."""
+    if not report.exists():
+        flags = ["--reference", str(reference), "--batch", "8", "--json", str(report)]
+        command(["test", str(model), "--data.root", data, *flags])
+    content = json.loads(report.read_text())
+    del content["model"]
+    return dict(content)

@@ -19,7 +19,6 @@ import onnx
 from onnx import numpy_helper
 
 from engines.graph import attribute, constants, consumers, in_backbone, producers, remove_unused_constants
-from export.errors import CalibrationError
 from export.quantize import observe
 
 LIMIT = 64.0  # the greatest factor: a channel that is nearly dead is not blown up
@@ -44,19 +43,21 @@ def equalize(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.Model
     for values in observe(model, list(pairs), images):
         for name, value in values.items():
             amax[name] = np.maximum(amax.get(name, 0.0), np.abs(value).max(axis=(0, 2, 3)))
-            if not np.isfinite(amax[name]).all():
-                raise CalibrationError(f"{name} is not finite on a calibration image: train the model again")
     fixed = constants(model)
     nodes = {node.name: node for node in equalized.graph.node}
+
+    def multiply(node: str, index: int, factor: np.ndarray) -> None:
+        """Scale the weights (1) or the bias (2) of a convolution along its output channels."""
+        value = fixed[nodes[node].input[index]]
+        nodes[node].input[index] = f"{node}/equalized_{index}"
+        fixed[nodes[node].input[index]] = (value * factor.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
+
     for name, (before, behind) in pairs.items():
         factor = _factors(amax[name])
-        for node, exponent, indices in [(before, 1, (1, 2)), *((reader, -1, (1,)) for reader in behind)]:
-            for index in indices[: len(nodes[node].input) - 1]:
-                constant = nodes[node].input[index]
-                value = fixed[constant]
-                scaled = value * (factor**exponent).reshape(-1, *[1] * (value.ndim - 1))
-                fixed[f"{node}/equalized_{index}"] = scaled.astype(np.float32)
-                nodes[node].input[index] = f"{node}/equalized_{index}"
+        for index in range(1, len(nodes[before].input)):
+            multiply(before, index, factor)
+        for reader in behind:
+            multiply(reader, 1, 1.0 / factor)
     known = {tensor.name for tensor in equalized.graph.initializer}
     used = {name for node in equalized.graph.node for name in node.input}
     new = [numpy_helper.from_array(value, name) for name, value in fixed.items() if name in used - known]

@@ -62,10 +62,7 @@ def collect_histograms(model: onnx.ModelProto, names: List[str], images: Iterabl
     histograms = {name: Histogram() for name in names}
     for values in observe(model, names, images):
         for name, value in values.items():
-            try:
-                histograms[name].update(value)
-            except ValueError as error:
-                raise CalibrationError(f"{name} is not finite on a calibration image: train the model again") from error
+            histograms[name].update(value)
     return histograms
 
 
@@ -73,7 +70,7 @@ def observe(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarra
     """Run the float graph in ONNX Runtime, an image (H, W, 3) uint8 at a time; yield the values of the named tensors.
 
     Raises:
-        CalibrationError: no image.
+        CalibrationError: no image, or values that are not finite.
     """
     import onnxruntime
 
@@ -86,7 +83,11 @@ def observe(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarra
     session = onnxruntime.InferenceSession(observed.SerializeToString(), options, ["CPUExecutionProvider"])
     count = 0
     for image in images:
-        yield dict(zip(names, session.run(names, {"image": image[None]})))
+        values = dict(zip(names, session.run(names, {"image": image[None]})))
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise CalibrationError(f"{name} is not finite on a calibration image: train the model again")
+        yield values
         count += 1
     if not count:
         raise CalibrationError("there are no calibration images")

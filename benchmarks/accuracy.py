@@ -23,6 +23,7 @@ from uad.tables import markdown
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 IMAGES = 128  # that calibrate
+PER_CLASS = ("fp32", "int8 percentile images", "qat percentile")  # whose accuracy is shown for each class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,10 +168,12 @@ def page(result: "dict[str, Any]") -> str:
         lines += ["The teacher's weights are random: only the agreement means something."]
     if result["epochs"]:
         lines += [f"Float training: {result['epochs']} epoch{'s' * (result['epochs'] != '1')}."]
-    if not random:
-        lines += ["", "## FP32", "", _accuracy(reports["fp32"], classes)]
+    shown = [] if random else [name for name in PER_CLASS if name in reports]
+    for name in shown:
+        lines += ["", f"## {name}", "", _accuracy(reports[name], classes)]
     lines += ["", "## Every precision", ""]
     lines += [
+        "Gain: of image AUROC over FP32 of the same seed, in points of 0.01.",
         "Spearman: rank correlation of image scores with FP32's (of FP32 itself: with the torch checkpoint's).",
         "Flipped: part of the decisions at the threshold that differ. Own: the lowest rank correlation of a class",
         "between the deployed file of a quantization-aware model and the fake-quantized model it came from (one seed).",
@@ -194,16 +197,17 @@ def _agreement(reports: "dict[str, Any]", classes: "list[str]") -> str:
     rows = []
     for variant, seeds in reports.items():
         runs = list(seeds.values())
-        row = [variant, str(len(runs))]
-        row += [_spread([run[key] for run in runs], 4) for key in ("image_auroc", "pixel_auroc", "aupro")]
+        gains = [100 * (run["image_auroc"] - reports["fp32"][seed]["image_auroc"]) for seed, run in seeds.items()]
+        row = [variant, str(len(runs)), _spread([run["image_auroc"] for run in runs], 4), _spread(gains, 2)]
+        row += [_spread([run[key] for run in runs], 4) for key in ("pixel_auroc", "aupro")]
         for name in classes:
             row.append(_spread([run["classes"][name]["agreement"]["spearman"] for run in runs], 4))
         row.append(_spread([run["agreement"]["flipped"] for run in runs]))
         own = [min(run["own"].values()) for run in runs if "own" in run]
         row.append(f"{min(own):.4f}" if own else "")
         rows.append(row)
-    header = ["model", "seeds", "image AUROC", "pixel AUROC", "AUPRO", *(f"Spearman {name}" for name in classes)]
-    return markdown([*header, "flipped", "own"], rows)
+    header = ["model", "seeds", "image AUROC", "gain", "pixel AUROC", "AUPRO"]
+    return markdown([*header, *(f"Spearman {name}" for name in classes), "flipped", "own"], rows)
 
 
 def _spread(values: "list[float | None]", digits: int = 3) -> str:

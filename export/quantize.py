@@ -119,7 +119,8 @@ def insert_qdq(
     values = constants(model)
     weights = placement.weights(model, keep_float)
     for weight in weights:
-        if _add_weight_dq(graph, weight, values[weight.name]):
+        readers = [node for node in graph.node if _is_quantized(node, weight.name, keep_float)]
+        if _add_weight_dq(graph, weight, values[weight.name], readers):
             dead.append(weight.name)
     sort_nodes(quantized)
     remove_unused_constants(quantized)
@@ -143,8 +144,16 @@ def _add_qdq(graph: onnx.GraphProto, name: str, scale: np.ndarray) -> str:
     return output
 
 
-def _add_weight_dq(graph: onnx.GraphProto, weight: placement.QuantizedWeight, values: np.ndarray) -> bool:
-    """Store a weight as INT8 with a DequantizeLinear behind it; returns whether a channel was all zero."""
+def _is_quantized(node: onnx.NodeProto, weight: str, keep_float: Collection[str]) -> bool:
+    """Whether a node is a convolution with that weight, and not one to keep in float."""
+    is_convolution = node.op_type in placement.CONVOLUTIONS and in_backbone(node)
+    return is_convolution and node.input[1] == weight and node.name not in keep_float
+
+
+def _add_weight_dq(
+    graph: onnx.GraphProto, weight: placement.QuantizedWeight, values: np.ndarray, readers: List[onnx.NodeProto]
+) -> bool:
+    """Store a weight as INT8 with a DequantizeLinear before its readers; returns whether a channel was all zero."""
     name = weight.name
     amax = np.abs(values).max(axis=tuple(axis for axis in range(values.ndim) if axis != weight.axis))
     scale = scale_from_amax(amax)
@@ -157,9 +166,8 @@ def _add_weight_dq(graph: onnx.GraphProto, weight: placement.QuantizedWeight, va
     graph.node.append(
         onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], name=f"{name}/DQ", axis=weight.axis)
     )
-    for node in graph.node:
-        if node.op_type in placement.CONVOLUTIONS and in_backbone(node):
-            rename_input(node, name, f"{name}_dq")
+    for node in readers:
+        rename_input(node, name, f"{name}_dq")
     return bool((amax == 0).any())
 
 

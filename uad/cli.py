@@ -61,9 +61,14 @@ def _export(arguments: List[str]) -> None:
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="auto is int8 that leaves in fp32 the layers it must"
     )
-    parser.add_argument("--calibrator", choices=CALIBRATORS, default="percentile", help="how int8 chooses ranges")
     parser.add_argument(
-        "--percentile", type=_positive(float), default=99.99, help="for percentile: percent of the values not clipped"
+        "--calibrator", choices=CALIBRATORS, default=None, help="how int8 chooses ranges; by default percentile"
+    )
+    parser.add_argument(
+        "--percentile",
+        type=Optional[_positive(float)],
+        default=None,
+        help="for the calibrator of that name: percent of the values not clipped, by default 99.99",
     )
     parser.add_argument(
         "--calibration-data",

@@ -13,7 +13,7 @@ from engines.files import make_folder, replacing
 from engines.graph import info_of, load_model, save_model
 from engines.metadata import ModelInfo
 from export import explain
-from export.calibrate import Histogram, calibrator
+from export.calibrate import PERCENTILE, Calibrator, Histogram, calibrator
 from export.check import check_model
 from export.equalize import equalize
 from export.errors import ExportError
@@ -36,6 +36,7 @@ from uad.tables import layer_table
 if TYPE_CHECKING:
     from uad.checkpoint import Quantization
 
+CALIBRATOR = "percentile"  # by default
 MAX_DROP = 0.2  # by default, in points of 0.01
 
 
@@ -71,6 +72,7 @@ def _check_options(options: Any) -> None:
     for flag in ("max_drop", "validation_data"):
         if getattr(options, flag) is not None and options.precision != "auto":
             raise ExportError(f"--{flag.replace('_', '-')} is for --precision auto, not {options.precision}")
+    _rule(options)
     if options.explain is not None:
         if options.precision not in ("int8", "auto"):
             raise ExportError(f"--explain is for --precision int8 or auto, not {options.precision}")
@@ -107,8 +109,9 @@ def _with_learned_ranges(
         raise ExportError(f"{options.model} was trained for int{quantization.bits}: export it with --precision int8")
     if quantization.bits != 8:
         raise ExportError(f"{options.model} was trained for a simulation of int{quantization.bits}: only int8 runs")
-    if options.calibration_data is not None or options.explain is not None:
-        raise ExportError(f"{options.model} brings its own ranges: leave out --calibration-data and --explain")
+    for flag in ("calibration_data", "calibrator", "percentile", "explain"):
+        if getattr(options, flag) is not None:
+            raise ExportError(f"{options.model} brings its own ranges: leave out --{flag.replace('_', '-')}")
     missing = sorted(set(ranged_tensors(model)) - set(quantization.amax))
     if missing:
         raise ExportError(f"{options.model} has no range of {missing[0]}: train it again")
@@ -151,12 +154,23 @@ def _calibrate(
     model: onnx.ModelProto, images: CalibrationImages, options: Any
 ) -> Tuple[Dict[str, Histogram], Dict[str, float]]:
     """Histograms, and the ranges made of them."""
-    rule = calibrator(options.calibrator, percentile=options.percentile)
+    rule = _rule(options)
     ranged = ranged_tensors(model)
     names = explain.observed_tensors(model) if options.explain else ranged
     with progress("Calibrating", images.count) as step:
         histograms = collect_histograms(model, names, _counted(images, step))
     return histograms, {name: rule(histograms[name]) for name in ranged}
+
+
+def _rule(options: Any) -> Calibrator:
+    name = options.calibrator or CALIBRATOR
+    if options.percentile is not None and name != "percentile":
+        raise ExportError(f"--percentile is for --calibrator percentile, not {name}")
+    return calibrator(name, percentile=_percentile(options))
+
+
+def _percentile(options: Any) -> float:
+    return PERCENTILE if options.percentile is None else float(options.percentile)
 
 
 def _damage(
@@ -198,9 +212,10 @@ def _description(
     images: CalibrationImages, report: QuantizationReport, choice: Optional[Choice], options: Any
 ) -> Dict[str, Any]:
     """How the ranges and the float layers were found; it travels in the file."""
+    name = options.calibrator or CALIBRATOR
     description = {
-        "calibrator": options.calibrator,
-        "percentile": options.percentile if options.calibrator == "percentile" else None,
+        "calibrator": name,
+        "percentile": _percentile(options) if name == "percentile" else None,
         "data": images.source,
         "images": images.count,
         "classes": sorted({sample.class_name for sample in images.samples}),

@@ -44,6 +44,18 @@ def both(name: str) -> list[str]:
     return [f"{name}_output_0/Q", f"{name}_output_0/DQ"]
 
 
+def test_a_weight_is_not_quantized_for_a_convolution_that_stays_in_float() -> None:
+    model = tiny()
+    first, second = "/teacher/layer1/conv1/Conv", "/teacher/layer1/conv2/Conv"
+    weight = node_of(model, first).input[1]
+    node_of(model, second).input[1] = weight  # shared
+    for kept, other in ((first, second), (second, first)):
+        mixed = quantize(model, tiny_info(), IMAGES, calibrator("minmax"), [kept])[0]
+        onnx.checker.check_model(mixed, full_check=True)
+        assert node_of(mixed, kept).input[1] == weight
+        assert node_of(mixed, other).input[1] == f"{weight}_dq"
+
+
 # Golden lists of Q/DQ -------------------------------------------------------------------------------------------------
 
 

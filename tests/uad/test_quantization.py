@@ -429,7 +429,8 @@ def test_a_checkpoint_that_was_quantized_is_exported_in_one_way_only(
     command = ("export", runs.untrained, "--out", tmp_path / "x.onnx", "--precision")
     for precision in ("fp32", "fp16", "auto"):
         assert "was trained for int8: export it with --precision int8" in error_of(*command, precision)
-    assert "brings its own ranges" in error_of(*command, "int8", "--calibration-data", tiny_run.root)
+    for flag in (("--calibration-data", tiny_run.root), ("--calibrator", "minmax"), ("--percentile", "99")):
+        assert f"brings its own ranges: leave out {flag[0]}" in error_of(*command, "int8", *flag)
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     assert "brings its own ranges" in error_of(*command, "int8", "--explain", tmp_path / "why")
     assert not (tmp_path / "x.onnx").exists()

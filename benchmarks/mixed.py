@@ -43,7 +43,7 @@ def main() -> None:
             command(["export", str(options.fp32), *flags, "--out", str(file)])
         files[f"auto, drop {drop:g}"] = file
     reports = {
-        name: tested(file, options.fp32, options.work / f"{file.stem}.json", data) for name, file in files.items()
+        name: tested(file, options.work / f"{file.stem}.json", options.fp32, data) for name, file in files.items()
     }
     paths = [str(file) for file in files.values()]
     commands = [worker_command(path, "openvino", 1, THREADS) for path in paths]

@@ -20,6 +20,7 @@ PACKAGES = {
         ("torch", "torchvision", "lightning", "torchmetrics", "pytorch-quantization"),
     ),
     "the fastest runtime on a CPU": (".[openvino]", ("openvino",)),
+    "pictures of what INT8 does": (".[plots]", ("matplotlib",)),
 }
 
 

@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def _float_flags(options: argparse.Namespace, data: str, seed: int) -> "list[str]":
-    flags = ["--config", str(CONFIGS / "stfpm.yaml"), "--data.root", data, "--seed_everything", str(seed)]
+    flags = ["--config", str(CONFIGS / "stfpm.yaml"), "--data.root", data, "--seed", str(seed)]
     weights = Path(os.environ["UAD_WEIGHTS"]) / "mobilenet_v2-imagenet.pth"
     flags += ["--model.backbone", options.backbone]
     flags += ["--model.weights", str(weights) if options.backbone == "mobilenet_v2" else "none"]

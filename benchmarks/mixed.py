@@ -16,7 +16,7 @@ from commands import command, tested
 from machine import footer, machine
 
 from engines.benchmark import ROUNDS, benchmark, worker_command
-from engines.metadata import read_info
+from engines.model_file import read_info
 from uad.progress import progress
 from uad.tables import markdown
 

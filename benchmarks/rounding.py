@@ -18,10 +18,10 @@ import torch
 from machine import footer, machine
 
 import engines
-from uad.checkpoint import TorchEngine
 from uad.data.folder import draw, load_images, test_samples
-from uad.metrics import spearman
+from uad.evaluation.metrics import spearman
 from uad.tables import markdown
+from uad.training.torch_engine import TorchEngine
 
 IMAGES = 64
 NUDGE = 1 + 3e-7

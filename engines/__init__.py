@@ -10,7 +10,8 @@ from typing import Dict, List, Optional, Union
 
 from engines.base import Engine, Prediction
 from engines.errors import ModelFileError, RuntimeNotInstalled, UserError
-from engines.metadata import ModelInfo, read_info
+from engines.metadata import ModelInfo
+from engines.model_file import read_info
 
 __all__ = ["RUNTIMES", "Engine", "ModelInfo", "Prediction", "installed_runtimes", "load", "read_info"]
 

@@ -1,10 +1,11 @@
 """Outputs that are whole or absent: written beside their place, then renamed."""
 
 import contextlib
+import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Any, Iterator, Union
 
 from engines.errors import OutputError
 
@@ -46,3 +47,13 @@ def replacing(path: Union[str, Path]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def write_json(path: Union[str, Path], content: Any) -> None:
+    """Write plain values as JSON, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Reading and writing ONNX graphs: the small vocabulary that engines, quantization, float16 and the checks share.
+"""ONNX nodes and tensors: the small vocabulary that engines, quantization, float16 and the checks share.
 
 Imports onnx, so the modules of `engines` import this one where they need it.
 
@@ -6,54 +6,14 @@ The exporter names a node after the submodule it comes from, so `/normalize/...`
 `/head/...` the distance head, and all between them is the backbone, whose precision may change.
 """
 
-from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engines.errors import ModelFileError
-from engines.files import replacing
-from engines.metadata import KEY, ModelInfo
-
 NORMALIZE = "/normalize/"
 HEAD = "/head/"
-
-
-def load_model(path: Union[str, Path]) -> onnx.ModelProto:
-    """Load an ONNX file.
-
-    Raises:
-        ModelFileError: it is missing or damaged.
-    """
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{path}: no such file") from error
-    except Exception as error:  # protobuf's own error classes differ between its versions
-        raise ModelFileError(f"{path} is not an ONNX file, or is damaged: export it again") from error
-
-
-def info_of(model: onnx.ModelProto, path: Union[str, Path]) -> ModelInfo:
-    """The description inside a loaded model; `path` is named in errors.
-
-    Raises:
-        ModelFileError: it is not a model of this project.
-    """
-    for entry in model.metadata_props:
-        if entry.key == KEY:
-            return ModelInfo.from_json(entry.value, path)
-    raise ModelFileError(f"{path} is not a model of uad (no '{KEY}' in its metadata): make one with uad export")
-
-
-def save_model(model: onnx.ModelProto, info: ModelInfo, path: Union[str, Path]) -> None:
-    """Check the graph, put the description into it, and write it whole or not at all."""
-    del model.metadata_props[:]
-    model.metadata_props.add(key=KEY, value=info.to_json())
-    onnx.checker.check_model(model)
-    with replacing(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
 
 
 def in_backbone(node: onnx.NodeProto) -> bool:

@@ -7,8 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 from engines.errors import ModelFileError
 
-KEY = "uad"  # the key of the ONNX file's metadata_props that holds ModelInfo as JSON
-FORMAT = 1
+FORMAT = 2  # 1 did not say how the backbone wants pixels normalised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +24,8 @@ class ModelInfo:
     width: int
     resize: str  # the rule that makes a photograph height x width
     map_stride: int  # input pixels for each pixel of the anomaly map
+    mean: List[float]  # with which the graph normalises each colour of a pixel in [0, 1]
+    std: List[float]
     # fp32, fp16, int8, or mixed (int8 but for `float_layers`): of everything but the distance head, which is float32.
     precision: str = "fp32"
     float_layers: List[str] = dataclasses.field(default_factory=list)  # convolutions that a mixed model keeps in fp32
@@ -58,25 +59,18 @@ class ModelInfo:
         """
         try:
             values = json.loads(text)
-            if values.get("format", FORMAT) > FORMAT:
-                raise ModelFileError(f"{path} has format {values['format']}, this program reads {FORMAT}: update uad")
+            found = values["format"]
+            if not isinstance(found, int):
+                raise TypeError(f"its format is {found}")
+            if found != FORMAT:
+                mend = "update uad" if found > FORMAT else "export it again"
+                raise ModelFileError(f"{path} has format {found}, this program reads {FORMAT}: {mend}")
             known = {field.name for field in dataclasses.fields(cls)}
             info = cls(**{key: value for key, value in values.items() if key in known})
             if not (isinstance(info.height, int) and isinstance(info.width, int) and isinstance(info.classes, list)):
                 raise TypeError("height and width must be numbers, classes a list")
             if not all(isinstance(value, (int, float)) for value in [info.threshold, *info.thresholds.values()]):
                 raise TypeError("thresholds must be numbers")
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelFileError(f"{path}: its description cannot be read ({error}): export it again") from error
         return info
-
-
-def read_info(path: Union[str, Path]) -> ModelInfo:
-    """Read the description of an ONNX file without starting a runtime.
-
-    Raises:
-        ModelFileError: the file is missing, damaged, or not a model of this project.
-    """
-    from engines.graph import info_of, load_model
-
-    return info_of(load_model(path), path)

@@ -33,12 +33,10 @@ class OpenVinoEngine(Engine):
             raise ModelFileError(f"{path}: OpenVINO cannot load it ({_first_line(error)})") from error
 
     def run(self, images: np.ndarray) -> Prediction:
-        """See `Engine.run`."""
         results = self._request.infer({"image": images}, share_inputs=True, share_outputs=False)
         return Prediction(results["score"], results["anomaly_map"])
 
     def close(self) -> None:
-        """See `Engine.close`."""
         self._request = None
 
 

@@ -17,10 +17,10 @@ import onnx
 from engines.errors import RuntimeNotInstalled
 from engines.files import replacing
 from engines.graph import constants
-from export import placement
 from export.calibrate import Histogram, scale_from_amax
-from export.quantize import insert_qdq, ranged_tensors
-from export.sensitivity import power_ratio_db, quantizable_layers, sqnr_db
+from export.placement import Placement
+from export.quantize import insert_qdq
+from export.sensitivity import power_ratio_db, sqnr_db
 
 MOST_BARS = 40  # more labels than that cannot be read
 INCHES_PER_BAR = 0.22
@@ -51,13 +51,14 @@ class LayerReport:
         return self.layer.strip("/").split("/")[0]
 
 
-def observed_tensors(model: onnx.ModelProto) -> List[str]:
-    """The tensors whose histograms `layer_reports` wants; more than `ranged_tensors`, where one lends its range."""
-    return sorted({*ranged_tensors(model), *(tensor.name for tensor in placement.activations(model))})
+def observed_tensors(placement: Placement) -> List[str]:
+    """The tensors whose histograms `layer_reports` wants: more than must be ranged, where one lends its range."""
+    return sorted({*placement.ranged(), *(tensor.name for tensor in placement.activations)})
 
 
 def layer_reports(
     model: onnx.ModelProto,
+    placement: Placement,
     histograms: Dict[str, Histogram],
     amax: Dict[str, float],
     damage: Dict[str, float],
@@ -67,14 +68,15 @@ def layer_reports(
 
     Args:
         model: the float32 graph.
+        placement: of it, with no layer kept in float.
         histograms: of `observed_tensors`.
         amax: tensor name -> range.
         damage: layer -> dB; see `export.sensitivity.sensitivity`.
         float_layers: convolutions that the file keeps in float.
     """
-    figures = _weight_figures(model, amax)
+    figures = _weight_figures(model, amax, placement)
     reports = []
-    for tensor in placement.activations(model):
+    for tensor in placement.activations:
         histogram, limit = histograms[tensor.name], amax[tensor.range_of]
         clipped, noise = clipped_percent(histogram, limit), activation_sqnr_db(histogram, limit)
         for layer in tensor.readers:
@@ -119,16 +121,18 @@ def _squared_error_integral(x: np.ndarray, step: float) -> np.ndarray:
     return integral
 
 
-def _weight_figures(model: onnx.ModelProto, amax: Dict[str, float]) -> Dict[str, Tuple[float, int]]:
+def _weight_figures(
+    model: onnx.ModelProto, amax: Dict[str, float], placement: Placement
+) -> Dict[str, Tuple[float, int]]:
     """Layer -> SQNR in dB of its INT8 weights, and its dead channels."""
-    floats, stored = constants(model), constants(insert_qdq(model, amax)[0])
+    floats, stored = constants(model), constants(insert_qdq(model, amax, placement)[0])
     by_name = {}
-    for weight in placement.weights(model):
+    for weight in placement.weights:
         channels = _by_channel(floats[weight.name], weight.axis)
         scale = stored[f"{weight.name}_scale"][:, None]
         dequantized = _by_channel(stored[f"{weight.name}_int8"], weight.axis) * scale
         by_name[weight.name] = sqnr_db(channels, dequantized), int((~channels.any(axis=1)).sum())
-    layers = set(quantizable_layers(model))
+    layers = set(placement.layers)
     return {node.name: by_name[node.input[1]] for node in model.graph.node if node.name in layers}
 
 

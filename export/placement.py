@@ -45,17 +45,48 @@ class QuantizedWeight:
     axis: int  # the axis that is kept
 
 
-def activations(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> List[QuantizedTensor]:
-    """Rules 1, 3 and 4, in graph order.
+@dataclass(frozen=True)
+class Placement:
+    """Where a graph gets Q/DQ; computed once for a graph and the layers it keeps in float, then passed on."""
+
+    activations: List[QuantizedTensor]  # rules 1, 3 and 4, in graph order
+    weights: List[QuantizedWeight]  # rule 2, in graph order; a weight that several convolutions share comes once
+    # Outputs of convolutions that a residual Add reads in float, where the sum is quantized later. Only ONNX Runtime,
+    # which cannot fuse the two, quantizes them (engines/unsigned.py). A sum that only the head reads is left alone.
+    residuals: List[str]
+    layers: List[str]  # names of the convolution nodes that are quantized, in graph order
+
+    def ranged(self) -> List[str]:
+        """The tensors whose range must be known."""
+        return sorted({tensor.range_of for tensor in self.activations}.union(self.residuals))
+
+
+def place(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> Placement:
+    """Apply the rules to a float32 graph.
 
     Args:
-        model: a float32 graph.
+        model: the graph.
         keep_float: names of convolution nodes that are not to be quantized.
     """
+    weights = _weights(model, keep_float)
+    activations = _activations(model, {weight.name for weight in weights}, keep_float)
+    residuals = _unfused_residuals(model, {tensor.name for tensor in activations}, keep_float)
+    names = {weight.name for weight in weights}
+    layers = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in CONVOLUTIONS and in_backbone(node) and node.input[1] in names and node.name not in keep_float
+    ]
+    return Placement(activations, weights, residuals, layers)
+
+
+def _activations(
+    model: onnx.ModelProto, quantized: Collection[str], keep_float: Collection[str]
+) -> List[QuantizedTensor]:
+    """Rules 1, 3 and 4; `quantized` are the names of the weights of rule 2."""
     made_by = producers(model)
     read_by = consumers(model)
     fixed = constants(model)
-    quantized = {weight.name for weight in weights(model, keep_float)}
     readers: Dict[str, List[str]] = {}
     for node in model.graph.node:
         if not in_backbone(node):
@@ -84,15 +115,10 @@ def activations(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> Lis
     return placed
 
 
-def unfused_residuals(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> List[str]:
-    """Outputs of convolutions that a residual Add reads in float, where the sum is quantized later.
-
-    Only ONNX Runtime, which cannot fuse the two, quantizes them (engines/unsigned.py). A sum that only the distance
-    head reads is left alone.
-    """
+def _unfused_residuals(model: onnx.ModelProto, skips: Set[str], keep_float: Collection[str]) -> List[str]:
+    """See `Placement.residuals`; `skips` are the tensors that get Q/DQ."""
     made_by = producers(model)
     read_by = consumers(model)
-    skips = {tensor.name for tensor in activations(model, keep_float)}
     names = []
     for node in model.graph.node:
         if node.op_type == "Add" and in_backbone(node) and _is_quantized_later(node, read_by, skips):
@@ -105,8 +131,8 @@ def unfused_residuals(model: onnx.ModelProto, keep_float: Collection[str] = ()) 
     return names
 
 
-def weights(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> List[QuantizedWeight]:
-    """Rule 2, in graph order; a weight that several convolutions share comes once."""
+def _weights(model: onnx.ModelProto, keep_float: Collection[str]) -> List[QuantizedWeight]:
+    """Rule 2."""
     fixed = constants(model)
     placed: Dict[str, QuantizedWeight] = {}
     for node in model.graph.node:

@@ -4,7 +4,7 @@ Calibration runs the float graph in ONNX Runtime, one image at a time, and keeps
 """
 
 import dataclasses
-from typing import Collection, Dict, Iterable, Iterator, List, Tuple
+from typing import Dict, Iterable, Iterator, List, Tuple
 
 import numpy as np
 import onnx
@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 from engines.graph import constants, in_backbone, remove_unused_constants, rename_input, sort_nodes
 from engines.metadata import ModelInfo
-from export import placement
 from export.calibrate import Histogram, scale_from_amax
 from export.errors import CalibrationError
+from export.placement import CONVOLUTIONS, Placement, QuantizedWeight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,29 +27,22 @@ class QuantizationReport:
     dead: List[str]  # weights with channels that are all zero, and tensors that never left zero
 
 
-def ranged_tensors(model: onnx.ModelProto) -> List[str]:
-    """The tensors whose range `with_ranges` wants to know."""
-    placed = {tensor.range_of for tensor in placement.activations(model)}
-    return sorted(placed.union(placement.unfused_residuals(model)))
-
-
 def with_ranges(
-    model: onnx.ModelProto, info: ModelInfo, amax: Dict[str, float], keep_float: Collection[str] = ()
+    model: onnx.ModelProto, info: ModelInfo, amax: Dict[str, float], placement: Placement
 ) -> Tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
-    """Put Q/DQ pairs where `export.placement` says.
+    """Put Q/DQ pairs where they belong.
 
     Args:
         model: a float32 graph; it is not changed.
         info: its description.
-        amax: tensor name -> range, of `ranged_tensors`.
-        keep_float: names of convolution nodes that are not to be quantized.
+        amax: tensor name -> range, of all that `placement.ranged` names.
+        placement: of this graph; see `export.placement.place`.
 
     Returns:
         The quantized graph, its description, and what was done.
     """
-    quantized, report = insert_qdq(model, amax, keep_float)
-    residuals = placement.unfused_residuals(model, keep_float)
-    scales = {name: float(scale_from_amax(np.array(amax[name]))) for name in residuals}
+    quantized, report = insert_qdq(model, amax, placement)
+    scales = {name: float(scale_from_amax(np.array(amax[name]))) for name in placement.residuals}
     return quantized, dataclasses.replace(info, precision="int8", residual_scales=scales), report
 
 
@@ -94,43 +87,31 @@ def observe(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarra
 
 
 def insert_qdq(
-    model: onnx.ModelProto, amax: Dict[str, float], keep_float: Collection[str] = ()
+    model: onnx.ModelProto, amax: Dict[str, float], placement: Placement
 ) -> Tuple[onnx.ModelProto, QuantizationReport]:
-    """Write the Q/DQ pairs into a copy of a float32 graph.
-
-    Args:
-        model: the float32 graph.
-        amax: tensor name -> range, for the `range_of` of every tensor that `placement.activations` names.
-        keep_float: names of convolution nodes that are not to be quantized.
-    """
+    """Write the Q/DQ pairs of a placement into a copy of its float32 graph; see `with_ranges`."""
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     del quantized.graph.value_info[:]
     graph = quantized.graph
     nodes = {node.name: node for node in graph.node}
     dead = []
-    placed = placement.activations(model, keep_float)
-    for tensor in placed:
+    for tensor in placement.activations:
         if amax[tensor.range_of] == 0:
             dead.append(tensor.name)
         output = _add_qdq(graph, tensor.name, scale_from_amax(np.array(amax[tensor.range_of])))
         for reader in tensor.readers:
             rename_input(nodes[reader], tensor.name, output)
     values = constants(model)
-    weights = placement.weights(model, keep_float)
-    for weight in weights:
-        readers = [node for node in graph.node if _is_quantized(node, weight.name, keep_float)]
+    for weight in placement.weights:
+        readers = [nodes[layer] for layer in placement.layers if nodes[layer].input[1] == weight.name]
         if _add_weight_dq(graph, weight, values[weight.name], readers):
             dead.append(weight.name)
     sort_nodes(quantized)
     remove_unused_constants(quantized)
-    done = {weight.node for weight in weights}
-    left = [
-        n.name
-        for n in model.graph.node
-        if n.op_type in placement.CONVOLUTIONS and in_backbone(n) and n.name not in done
-    ]
-    return quantized, QuantizationReport(len(placed), len(weights), left, dead)
+    done = {weight.node for weight in placement.weights}
+    left = [n.name for n in model.graph.node if n.op_type in CONVOLUTIONS and in_backbone(n) and n.name not in done]
+    return quantized, QuantizationReport(len(placement.activations), len(placement.weights), left, dead)
 
 
 def _add_qdq(graph: onnx.GraphProto, name: str, scale: np.ndarray) -> str:
@@ -144,14 +125,8 @@ def _add_qdq(graph: onnx.GraphProto, name: str, scale: np.ndarray) -> str:
     return output
 
 
-def _is_quantized(node: onnx.NodeProto, weight: str, keep_float: Collection[str]) -> bool:
-    """Whether a node is a convolution with that weight, and not one to keep in float."""
-    is_convolution = node.op_type in placement.CONVOLUTIONS and in_backbone(node)
-    return is_convolution and node.input[1] == weight and node.name not in keep_float
-
-
 def _add_weight_dq(
-    graph: onnx.GraphProto, weight: placement.QuantizedWeight, values: np.ndarray, readers: List[onnx.NodeProto]
+    graph: onnx.GraphProto, weight: QuantizedWeight, values: np.ndarray, readers: List[onnx.NodeProto]
 ) -> bool:
     """Store a weight as INT8 with a DequantizeLinear before its readers; returns whether a channel was all zero."""
     name = weight.name
@@ -174,11 +149,11 @@ def _add_weight_dq(
 def random_normal_images(info: ModelInfo, count: int, seed: int) -> Iterable[np.ndarray]:
     """Images whose normalised pixels are standard normal, as in Jena et al., 2024 (arXiv 2407.02968), section on PTQ.
 
-    The graph takes uint8, so the values are mapped through ImageNet's mean and std, rounded, and clipped to [0, 255].
+    The graph takes uint8, so the values are mapped through the backbone's mean and std, rounded, and clipped to
+    [0, 255].
     """
     random = np.random.default_rng(seed)
-    mean = 255.0 * np.array([0.485, 0.456, 0.406], np.float32)
-    std = 255.0 * np.array([0.229, 0.224, 0.225], np.float32)
+    mean, std = 255.0 * np.array(info.mean, np.float32), 255.0 * np.array(info.std, np.float32)
     for _ in range(count):
         pixels = random.standard_normal((info.height, info.width, 3), np.float32) * std + mean
         yield np.clip(np.rint(pixels), 0, 255).astype(np.uint8)

@@ -6,34 +6,25 @@ it: its input, its weights, and the skip branch of the residual Add that it fuse
 
 import tempfile
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, Optional, Sequence
 
 import numpy as np
 import onnx
 
 import engines
-from engines.graph import in_backbone, save_model
 from engines.metadata import ModelInfo
-from export import placement
+from engines.model_file import save_model
+from export.placement import place
 from export.quantize import with_ranges
 
 FLOAT32_BITS = 24  # of a float32's significand: noise below that cannot be seen
-
-
-def quantizable_layers(model: onnx.ModelProto) -> List[str]:
-    """Names of the convolution nodes that `export.placement` quantizes when none is kept in float, in graph order."""
-    weights = {weight.name for weight in placement.weights(model)}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in placement.CONVOLUTIONS and in_backbone(node) and node.input[1] in weights
-    ]
 
 
 def sensitivity(
     model: onnx.ModelProto,
     info: ModelInfo,
     amax: Dict[str, float],
+    layers: Sequence[str],
     images: np.ndarray,
     classes: Optional[Sequence[str]] = None,
     runtime: Optional[str] = None,
@@ -44,7 +35,8 @@ def sensitivity(
     Args:
         model: the float32 graph.
         info: its description.
-        amax: tensor name -> range, of `export.quantize.ranged_tensors`.
+        amax: tensor name -> range, of all that `Placement.ranged` names.
+        layers: every layer that may be quantized, of `Placement.layers`.
         images: (N, height, width, 3) uint8, best ones that calibration did not use.
         classes: the class of each image, if known: the ratio is then the mean of the classes' ratios, so that a class
             with faint maps counts as much as one with strong maps.
@@ -58,12 +50,11 @@ def sensitivity(
     Raises:
         UserError: all that `engines.load` raises.
     """
-    layers = quantizable_layers(model)
     reference = infer_model(model, info, images, runtime).anomaly_map
     ratios = {}
     for layer in layers:
-        others = [name for name in layers if name != layer]
-        quantized, described, _ = with_ranges(model, info, amax, keep_float=others)
+        alone = place(model, keep_float=[name for name in layers if name != layer])
+        quantized, described, _ = with_ranges(model, info, amax, alone)
         noisy = infer_model(quantized, described, images, runtime).anomaly_map
         ratios[layer] = class_mean_sqnr_db(reference, noisy, classes)
         progress()

@@ -17,10 +17,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
-from engines.graph import save_model
 from engines.metadata import ModelInfo
+from engines.model_file import save_model
 from export.calibrate import Calibrator
-from export.quantize import QuantizationReport, collect_histograms, ranged_tensors, with_ranges
+from export.placement import place
+from export.quantize import QuantizationReport, collect_histograms, with_ranges
 
 SIZE = 16
 MEAN = 255.0 * np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
@@ -222,6 +223,8 @@ def tiny_info(size: int = SIZE, **changes: Any) -> ModelInfo:
         width=size,
         resize="bilinear",
         map_stride=4,
+        mean=[0.485, 0.456, 0.406],
+        std=[0.229, 0.224, 0.225],
     )
     return dataclasses.replace(info, **changes)
 
@@ -242,9 +245,9 @@ def quantize(
     keep_float: Collection[str] = (),
 ) -> tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
     """The INT8 graph with ranges from images, its description, and what was done."""
-    histograms = collect_histograms(model, ranged_tensors(model), images)
+    histograms = collect_histograms(model, place(model).ranged(), images)
     amax = {name: calibrator(histogram) for name, histogram in histograms.items()}
-    return with_ranges(model, info, amax, keep_float)
+    return with_ranges(model, info, amax, place(model, keep_float))
 
 
 def random_images(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:

@@ -16,12 +16,12 @@ def open_engine(
 
     Raises:
         RuntimeNotInstalled: torch is not installed.
-        UserError: all that `engines.load` and `uad.checkpoint.load_checkpoint` raise.
+        UserError: all that `engines.load` and `uad.training.checkpoint.load_checkpoint` raise.
     """
     if Path(path).suffix != ".ckpt":
         return engines.load(path, runtime, batch=batch, threads=threads)
     try:
-        from uad.checkpoint import TorchEngine
+        from uad.training.torch_engine import TorchEngine
     except ImportError as error:
         raise RuntimeNotInstalled(
             f"{path} needs torch ({error}): pip install '.[train]' in the folder of uad"
@@ -33,4 +33,4 @@ def worker_command(path: Path, runtime: Optional[str], batch: int, threads: Opti
     """The command of a process that measures this model. A checkpoint always runs in torch, whatever the runtime."""
     if path.suffix != ".ckpt":
         return benchmark.worker_command(str(path), runtime, batch, threads)
-    return [sys.executable, "-m", "uad.torch_worker", str(path), str(batch), str(threads or 0)]
+    return [sys.executable, "-m", "uad.training.torch_worker", str(path), str(batch), str(threads or 0)]

@@ -12,8 +12,8 @@ import pytest
 from graphs import save_tiny, tiny, tiny_info
 
 from engines.errors import ModelFileError
-from engines.graph import info_of, load_model, save_model
-from engines.metadata import FORMAT, KEY, ModelInfo, read_info
+from engines.metadata import FORMAT, ModelInfo
+from engines.model_file import KEY, info_of, load_model, read_info, save_model
 
 FULL = tiny_info(
     precision="int8",

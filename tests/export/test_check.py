@@ -16,8 +16,8 @@ from export.calibrate import calibrator
 from export.check import TARGETS, check_model
 from export.errors import ExportError
 from export.float16 import to_float16
-from export.quantize import ranged_tensors, with_ranges
-from export.sensitivity import quantizable_layers
+from export.placement import place
+from export.quantize import with_ranges
 
 RELU = "/teacher/layer1/relu1/Relu"
 CONV = "/teacher/layer1/conv2/Conv"  # reads RELU
@@ -236,12 +236,12 @@ BOTH = {f"{RELU}_output_0/Q", f"{RELU}_output_0/DQ"}
 @pytest.mark.parametrize("backbone", FEATURES)
 def test_any_layers_left_in_float_are_accepted(backbone: str) -> None:
     model = tiny(backbone)
-    layers = quantizable_layers(model)
-    amax = {name: 1.0 for name in ranged_tensors(model)}
+    layers = place(model).layers
+    amax = {name: 1.0 for name in place(model).ranged()}
     random = np.random.default_rng(0)
     some = [random.permutation(layers)[: random.integers(2, len(layers))] for _ in range(40)]
     for float_layers in [*([layer] for layer in layers), *some, layers]:
-        mixed = with_ranges(model, tiny_info(), amax, list(float_layers))[0]
+        mixed = with_ranges(model, tiny_info(), amax, place(model, list(float_layers)))[0]
         assert check_model(mixed, "jetson-xavier-nx") == []
 
 
@@ -282,8 +282,8 @@ def test_scale_in_a_constant_node_is_a_constant() -> None:
         model.graph.node.insert(
             0, helper.make_node("Constant", [], [f"constant{index}"], name=f"/C{index}", value=tensor)
         )
-        for place in BOTH:
-            node_of(model, place).input[index] = f"constant{index}"
+        for name in BOTH:
+            node_of(model, name).input[index] = f"constant{index}"
     onnx.checker.check_model(model)
     assert check_model(model, "tensorrt") == []
 

@@ -16,7 +16,6 @@ from PIL import Image
 
 from engines.errors import RuntimeNotInstalled
 from engines.graph import constants
-from export import placement
 from export.calibrate import CALIBRATORS, Histogram, calibrator
 from export.explain import (
     MOST_BARS,
@@ -29,8 +28,9 @@ from export.explain import (
     require_matplotlib,
     write_csv,
 )
-from export.quantize import collect_histograms, ranged_tensors
-from export.sensitivity import quantizable_layers, sqnr_db
+from export.placement import place
+from export.quantize import collect_histograms
+from export.sensitivity import sqnr_db
 
 IMAGES = random_images(8, seed=3)
 RANDOM = np.random.default_rng(0)
@@ -79,9 +79,9 @@ def test_tensor_that_never_leaves_zero_has_neither_clipping_nor_noise() -> None:
 
 
 def reports_of(model: onnx.ModelProto, damage: dict[str, float], *float_layers: str) -> list[LayerReport]:
-    histograms = collect_histograms(model, observed_tensors(model), IMAGES)
-    amax = {name: calibrator("percentile", percentile=99.0)(histograms[name]) for name in ranged_tensors(model)}
-    return layer_reports(model, histograms, amax, damage, float_layers)
+    histograms = collect_histograms(model, observed_tensors(place(model)), IMAGES)
+    amax = {name: calibrator("percentile", percentile=99.0)(histograms[name]) for name in place(model).ranged()}
+    return layer_reports(model, place(model), histograms, amax, damage, float_layers)
 
 
 @pytest.mark.parametrize("backbone", ["residual", "inverted"])
@@ -99,10 +99,10 @@ def test_figures_of_the_activations_are_those_of_the_graph(backbone: str) -> Non
 
 def test_every_reader_of_a_pair_has_a_row_and_the_worst_is_first() -> None:
     model = tiny()
-    layers = quantizable_layers(model)
+    layers = place(model).layers
     damage = {layer: 30.0 + index for index, layer in enumerate(reversed(layers))}
     reports = reports_of(model, damage, layers[2])
-    readers = [reader for tensor in placement.activations(model) for reader in tensor.readers]
+    readers = [reader for tensor in place(model).activations for reader in tensor.readers]
     assert sorted(report.layer for report in reports) == sorted(readers)
     assert [report.layer for report in reports[: len(layers)]] == list(damage)
     assert {report.layer.split("/")[-1] for report in reports[len(layers) :]} == {"Add", "MaxPool"}

@@ -8,7 +8,7 @@ import pytest
 from graphs import FEATURES, Builder, node_of, random_images, runtime_outputs, set_constant, tiny
 
 from engines.graph import consumers, in_backbone, producers
-from export.placement import CONVOLUTIONS, QuantizedTensor, QuantizedWeight, activations, unfused_residuals, weights
+from export.placement import CONVOLUTIONS, QuantizedTensor, QuantizedWeight, place
 from export.quantize import collect_histograms, insert_qdq
 
 INPUT = "/normalize/Div_output_0"
@@ -17,7 +17,7 @@ both_orders = pytest.mark.parametrize("skip_first", [False, True], ids=["f(x) + 
 
 def pairs(model: onnx.ModelProto) -> dict[str, list[str]]:
     """Tensor with a Q/DQ pair -> the nodes that read it behind the pair."""
-    placed = activations(model)
+    placed = place(model).activations
     assert len({tensor.name for tensor in placed}) == len(placed), "two pairs for one tensor"
     return {tensor.name: tensor.readers for tensor in placed}
 
@@ -49,7 +49,7 @@ def test_input_that_two_convolutions_share_gets_one_pair() -> None:
     b = Builder()
     x = b.normalize()
     model = b.tap(b.conv(x, "teacher/a", 4), b.conv(x, "student/a", 4))
-    assert activations(model) == [QuantizedTensor(INPUT, ["/teacher/a/Conv", "/student/a/Conv"], INPUT)]
+    assert place(model).activations == [QuantizedTensor(INPUT, ["/teacher/a/Conv", "/student/a/Conv"], INPUT)]
 
 
 def test_input_of_a_transposed_convolution_gets_a_pair() -> None:
@@ -69,7 +69,7 @@ def test_tensor_that_no_convolution_reads_gets_none() -> None:
 def test_nothing_stands_between_a_convolution_and_what_it_fuses_with(backbone: str) -> None:
     model = tiny(backbone)
     made_by, read_by = producers(model), consumers(model)
-    for tensor in activations(model):
+    for tensor in place(model).activations:
         if made_by[tensor.name].op_type in CONVOLUTIONS:
             assert not {reader.op_type for reader in read_by[tensor.name]} & {"Relu", "Clip"}, tensor.name
 
@@ -146,7 +146,7 @@ def test_input_of_a_max_pool_gets_a_pair_with_the_scale_of_its_output() -> None:
     b = Builder()
     x = b.relu(b.conv(b.normalize(), "teacher/a", 4), "teacher/relu")
     pooled = b.max_pool(x, "teacher/pool")
-    placed = activations(b.tap(b.conv(pooled, "teacher/b", 4)))
+    placed = place(b.tap(b.conv(pooled, "teacher/b", 4))).activations
     assert placed[1:] == [
         QuantizedTensor(x, ["/teacher/pool/MaxPool"], range_of=pooled),
         QuantizedTensor(pooled, ["/teacher/b/Conv"], range_of=pooled),
@@ -159,7 +159,7 @@ def test_max_pool_between_quantized_tensors_changes_nothing() -> None:
     x = b.relu(b.conv(b.normalize(), "teacher/a", 4), "teacher/relu")
     pooled = b.max_pool(x, "teacher/pool")
     model = b.tap(b.conv(pooled, "teacher/b", 4))
-    quantized, _ = insert_qdq(model, ranges(model))
+    quantized, _ = insert_qdq(model, ranges(model), place(model))
     without = onnx.ModelProto()
     without.CopyFrom(quantized)
     node_of(without, "/teacher/pool/MaxPool").input[0] = x
@@ -176,7 +176,7 @@ def test_input_that_a_max_pool_and_a_convolution_share_gets_one_pair() -> None:
     down = b.conv(x, "teacher/down", 4, stride=2)
     pooled = b.max_pool(x, "teacher/pool")
     model = b.tap(down, b.conv(pooled, "teacher/b", 4))
-    quantized, _ = insert_qdq(model, ranges(model))
+    quantized, _ = insert_qdq(model, ranges(model), place(model))
     onnx.checker.check_model(quantized)
     assert set(pairs(model)) == {INPUT, x, pooled}
 
@@ -186,7 +186,7 @@ def test_input_that_two_max_pools_share_gets_one_pair() -> None:
     x = b.relu(b.conv(b.normalize(), "teacher/a", 4), "teacher/relu")
     pools = [b.max_pool(x, f"teacher/pool{index}") for index in range(2)]
     model = b.tap(*(b.conv(pool, f"teacher/b{index}", 4) for index, pool in enumerate(pools)))
-    quantized, _ = insert_qdq(model, ranges(model))
+    quantized, _ = insert_qdq(model, ranges(model), place(model))
     onnx.checker.check_model(quantized)
     assert pairs(model)[x] == ["/teacher/pool0/MaxPool", "/teacher/pool1/MaxPool"]
 
@@ -202,7 +202,7 @@ def test_max_pool_that_the_head_reads_too_pools_in_float() -> None:
 
 
 def ranges(model: onnx.ModelProto) -> dict[str, float]:
-    names = sorted({tensor.range_of for tensor in activations(model)})
+    names = sorted({tensor.range_of for tensor in place(model).activations})
     found = collect_histograms(model, names, random_images(1))
     return {name: histogram.amax for name, histogram in found.items()}
 
@@ -210,7 +210,7 @@ def ranges(model: onnx.ModelProto) -> dict[str, float]:
 def test_max_pool_that_a_float_layer_reads_too_pools_in_float() -> None:
     # The first reads the pool, the Add of the second reads it too.
     for kept in ("/teacher/layer1/conv1/Conv", "/teacher/layer1/conv2/Conv"):
-        placed = {tensor.name for tensor in activations(tiny(), keep_float=[kept])}
+        placed = {tensor.name for tensor in place(tiny(), keep_float=[kept]).activations}
         assert "/teacher/maxpool/MaxPool_output_0" in placed
         assert "/teacher/relu/Relu_output_0" not in placed
         assert "/student/relu/Relu_output_0" in placed
@@ -223,7 +223,7 @@ def test_weight_of_a_convolution_keeps_axis_0_and_of_a_transposed_one_axis_1() -
     b = Builder()
     x = b.conv(b.normalize(), "student/a", 4)
     model = b.tap(conv_transpose(b, x, "student/up", 4))
-    assert weights(model) == [
+    assert place(model).weights == [
         QuantizedWeight("student/a.weight", "/student/a/Conv", 0),
         QuantizedWeight("student/up.weight", "/student/up/ConvTranspose", 1),
     ]
@@ -235,21 +235,21 @@ def test_weight_that_two_convolutions_share_comes_once() -> None:
     y, z = b.conv(x, "teacher/a", 4), b.conv(x, "student/a", 4)
     model = b.tap(y, z)
     node_of(model, "/student/a/Conv").input[1] = "teacher/a.weight"
-    assert weights(model) == [QuantizedWeight("teacher/a.weight", "/teacher/a/Conv", 0)]
+    assert place(model).weights == [QuantizedWeight("teacher/a.weight", "/teacher/a/Conv", 0)]
 
 
 def test_depthwise_weight_keeps_axis_0() -> None:
     b = Builder()
     x = b.conv(b.normalize(), "teacher/a", 4)
     model = b.tap(b.conv(x, "teacher/depthwise", 4, group=4))
-    assert weights(model)[1] == QuantizedWeight("teacher/depthwise.weight", "/teacher/depthwise/Conv", 0)
+    assert place(model).weights[1] == QuantizedWeight("teacher/depthwise.weight", "/teacher/depthwise/Conv", 0)
 
 
 def test_weight_of_a_grouped_transposed_convolution_is_left_in_float() -> None:
     b = Builder()
     x = b.conv(b.normalize(), "student/a", 4)
     model = b.tap(conv_transpose(b, x, "student/up", 4, group=2))
-    assert [weight.name for weight in weights(model)] == ["student/a.weight"]
+    assert [weight.name for weight in place(model).weights] == ["student/a.weight"]
 
 
 def test_input_of_a_convolution_left_in_float_gets_no_pair() -> None:
@@ -268,7 +268,7 @@ def test_weight_that_is_computed_is_left_in_float() -> None:
     b.nodes.insert(0, b.nodes.pop())
     model = b.tap(y)
     node_of(model, "/teacher/b/Conv").input[1] = computed
-    assert [weight.name for weight in weights(model)] == ["teacher/a.weight"]
+    assert [weight.name for weight in place(model).weights] == ["teacher/a.weight"]
 
 
 # What stays in float --------------------------------------------------------------------------------------------------
@@ -277,9 +277,9 @@ def test_weight_that_is_computed_is_left_in_float() -> None:
 @pytest.mark.parametrize("backbone", FEATURES)
 def test_nothing_of_the_normalisation_or_the_head_reads_a_pair(backbone: str) -> None:
     model = tiny(backbone)
-    for tensor in activations(model):
+    for tensor in place(model).activations:
         assert all(in_backbone(node_of(model, reader)) for reader in tensor.readers)
-    assert all(in_backbone(node_of(model, weight.node)) for weight in weights(model))
+    assert all(in_backbone(node_of(model, weight.node)) for weight in place(model).weights)
 
 
 def test_convolutions_and_adds_of_the_head_stay_in_float() -> None:
@@ -288,7 +288,7 @@ def test_convolutions_and_adds_of_the_head_stay_in_float() -> None:
     smooth = b.conv(x, "head/smooth", 4)
     model = b.tap(b.add(smooth, x, "head/sum"))
     assert pairs(model) == {INPUT: ["/teacher/a/Conv"]}
-    assert [weight.name for weight in weights(model)] == ["teacher/a.weight"]
+    assert [weight.name for weight in place(model).weights] == ["teacher/a.weight"]
 
 
 # Sums that ONNX Runtime cannot fuse -----------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ def test_convolution_before_an_add_is_unfused_where_the_sum_is_quantized_later()
     x = b.relu(b.conv(b.normalize(), "teacher/stem", 4), "teacher/relu")
     main = b.conv(x, "teacher/main", 4)
     total = b.relu(b.add(main, x, "teacher"), "teacher/last")
-    assert unfused_residuals(b.tap(b.conv(total, "teacher/next", 4))) == [main]
+    assert place(b.tap(b.conv(total, "teacher/next", 4))).residuals == [main]
 
 
 def test_sum_without_activation_counts_too() -> None:
@@ -307,19 +307,19 @@ def test_sum_without_activation_counts_too() -> None:
     x = b.conv(b.normalize(), "teacher/stem", 4)
     main = b.conv(b.relu(b.conv(x, "teacher/a", 4), "teacher/relu"), "teacher/main", 4)
     total = b.add(main, x, "teacher")
-    assert unfused_residuals(b.tap(b.conv(total, "teacher/next", 4))) == [main]
+    assert place(b.tap(b.conv(total, "teacher/next", 4))).residuals == [main]
 
 
 def test_sum_that_only_the_head_reads_is_left_alone() -> None:
     b = Builder()
     x = b.relu(b.conv(b.normalize(), "teacher/stem", 4), "teacher/relu")
     total = b.add(b.conv(x, "teacher/main", 4), x, "teacher")
-    assert unfused_residuals(b.tap(b.relu(total, "teacher/last"))) == []
+    assert place(b.tap(b.relu(total, "teacher/last"))).residuals == []
 
 
 def test_unfused_residuals_of_the_tiny_networks() -> None:
     nets = ("teacher", "student")
-    assert unfused_residuals(tiny("residual")) == [f"/{net}/layer1/conv2/Conv_output_0" for net in nets]
+    assert place(tiny("residual")).residuals == [f"/{net}/layer1/conv2/Conv_output_0" for net in nets]
     # Of block2 the skip branch comes from a convolution as well; it has its own pair.
     blocks = [f"/{net}/{block}/project/Conv_output_0" for net in nets for block in ("block2", "block3")]
-    assert unfused_residuals(tiny("inverted")) == blocks
+    assert place(tiny("inverted")).residuals == blocks

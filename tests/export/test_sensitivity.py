@@ -9,14 +9,15 @@ from graphs import Builder, node_of, random_images, reference_outputs, set_const
 
 import engines
 from export.calibrate import calibrator
-from export.quantize import collect_histograms, ranged_tensors, with_ranges
-from export.sensitivity import class_mean_sqnr_db, power_ratio_db, quantizable_layers, sensitivity, sqnr_db
+from export.placement import place
+from export.quantize import collect_histograms, with_ranges
+from export.sensitivity import class_mean_sqnr_db, power_ratio_db, sensitivity, sqnr_db
 
 IMAGES = random_images(6)
 
 
 def ranges(model: onnx.ModelProto) -> dict[str, float]:
-    histograms = collect_histograms(model, ranged_tensors(model), IMAGES)
+    histograms = collect_histograms(model, place(model).ranged(), IMAGES)
     return {name: calibrator("minmax")(histogram) for name, histogram in histograms.items()}
 
 
@@ -52,7 +53,7 @@ def test_layers_are_the_convolutions_that_can_be_quantized() -> None:
     x = b.node("ConvTranspose", [x, "up.weight"], "teacher/up", kernel_shape=[2, 2], strides=[2, 2], group=2)
     model = b.tap(b.conv(x, "head/smooth", 4))
     node_of(model, "/teacher/c/Conv").input[1] = "teacher/b.weight"  # shared
-    assert quantizable_layers(model) == ["/teacher/a/Conv", "/teacher/b/Conv", "/teacher/c/Conv"]
+    assert place(model).layers == ["/teacher/a/Conv", "/teacher/b/Conv", "/teacher/c/Conv"]
 
 
 @pytest.mark.parametrize("runtime", engines.installed_runtimes())
@@ -61,9 +62,10 @@ def test_the_layer_with_outliers_in_its_weights_is_the_worst(runtime: str) -> No
     plain, spoiled = tiny(), with_blind_weights(tiny(), bad)
     classes = ["bolt", "nut"] * 3
     before, after = (
-        sensitivity(model, tiny_info(), ranges(model), IMAGES, classes, runtime) for model in (plain, spoiled)
+        sensitivity(model, tiny_info(), ranges(model), place(model).layers, IMAGES, classes, runtime)
+        for model in (plain, spoiled)
     )
-    assert sorted(after) == sorted(quantizable_layers(plain))
+    assert sorted(after) == sorted(place(plain).layers)
     assert list(after.values()) == sorted(after.values())
     assert next(iter(after)) == f"/{bad}/Conv" != next(iter(before))
     assert after[f"/{bad}/Conv"] < before[f"/{bad}/Conv"] - 10
@@ -73,18 +75,18 @@ def test_the_layer_with_a_range_far_too_wide_is_the_worst() -> None:
     model = tiny("inverted")
     amax = ranges(model)
     amax["/student/block3/clip1/Clip_output_0"] *= 300
-    damage = sensitivity(model, tiny_info(), amax, IMAGES, runtime="onnxruntime")
+    damage = sensitivity(model, tiny_info(), amax, place(model).layers, IMAGES, runtime="onnxruntime")
     assert next(iter(damage)) == "/student/block3/depthwise/Conv"
 
 
 def test_damage_is_that_of_one_layer_alone() -> None:
     model = tiny()
     amax = ranges(model)
-    layers = quantizable_layers(model)
-    damage = sensitivity(model, tiny_info(), amax, IMAGES, runtime="onnxruntime")
+    layers = place(model).layers
+    damage = sensitivity(model, tiny_info(), amax, place(model).layers, IMAGES, runtime="onnxruntime")
     reference = reference_outputs(model, IMAGES, ["anomaly_map"])[0]
     for layer in layers[:3]:
-        quantized = with_ranges(model, tiny_info(), amax, [name for name in layers if name != layer])[0]
+        quantized = with_ranges(model, tiny_info(), amax, place(model, [name for name in layers if name != layer]))[0]
         noisy = reference_outputs(quantized, IMAGES, ["anomaly_map"])[0]
         # A value on the border of two steps may fall either way: a few of some thousand.
         assert damage[layer] == pytest.approx(sqnr_db(reference, noisy), abs=0.5)
@@ -93,8 +95,16 @@ def test_damage_is_that_of_one_layer_alone() -> None:
 def test_every_layer_is_a_step_of_progress() -> None:
     model = tiny()
     steps: list[int] = []
-    sensitivity(model, tiny_info(), ranges(model), IMAGES[:1], runtime="onnxruntime", progress=lambda: steps.append(1))
-    assert len(steps) == len(quantizable_layers(model)) == 12
+    sensitivity(
+        model,
+        tiny_info(),
+        ranges(model),
+        place(model).layers,
+        IMAGES[:1],
+        runtime="onnxruntime",
+        progress=lambda: steps.append(1),
+    )
+    assert len(steps) == len(place(model).layers) == 12
 
 
 def test_a_dead_layer_does_no_damage() -> None:
@@ -102,5 +112,5 @@ def test_a_dead_layer_does_no_damage() -> None:
     for part in ("weight", "bias"):
         shape = (4, 4, 3, 3) if part == "weight" else (4,)
         set_constant(model, f"teacher/layer1/conv1.{part}", np.zeros(shape, np.float32))
-    damage = sensitivity(model, tiny_info(), ranges(model), IMAGES, runtime="onnxruntime")
+    damage = sensitivity(model, tiny_info(), ranges(model), place(model).layers, IMAGES, runtime="onnxruntime")
     assert damage["/teacher/layer1/conv1/Conv"] > 140  # nor does the residual Add beside it read its input quantized

@@ -163,7 +163,7 @@ def test_mistakes_on_the_command_line(error_of: Callable[..., str], tiny_run: An
         "test", model, "--data.root", data, "--data.classes", "[screw]"
     )
     assert "--calibration-data" in error_of(*export, "--precision", "int8")
-    assert "calibration_images" in error_of(
+    assert "--calibration-images 0: give at least 1" in error_of(
         *export, "--precision", "int8", "--calibration-data", data, "--calibration-images", 0
     )
     assert "holds 12 good images, 500 were asked" in error_of(
@@ -217,14 +217,14 @@ def test_fit_refuses_bad_settings(error_of: Callable[..., str], tmp_path: Path) 
     fit = ("fit", "--data.root", tmp_path / "images", "--out", tmp_path / "run")
     message = error_of(*fit, "--model.backbone", "vgg", "--model.weights", "none")
     assert "unknown backbone 'vgg'" in message and "mobilenet_v2" in message
-    assert "model.bakcbone" in error_of(*fit, "--model.bakcbone", "resnet18")
+    assert "--model.bakcbone is no setting of STFPM" in error_of(*fit, "--model.bakcbone", "resnet18")
     assert "no such file" in error_of(*fit, "--model.weights", tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("no weights")
     assert "damaged" in error_of(*fit, "--model.weights", tmp_path / "text.pth")
     assert "--resume" in error_of("fit", "--resume", tmp_path)
     for flag, value in (("--data.image_size", 100), ("--data.batch_size", 0), ("--data.held_out", 1.5)):
         assert f"{flag} {value}" in error_of(*fit, "--model.weights", "none", flag, value)
-    assert "--false_positive_rate 1.0" in error_of(*fit, "--model.weights", "none", "--false_positive_rate", 1)
+    assert "--false-positive-rate 1.0" in error_of(*fit, "--model.weights", "none", "--false-positive-rate", 1)
 
 
 def test_numbers_that_make_no_sense(error_of: Callable[..., str], tiny_run: Any) -> None:
@@ -251,7 +251,8 @@ def test_the_command_line_offers_what_the_packages_have() -> None:
     import engines
     from export.calibrate import CALIBRATORS
     from export.check import TARGETS
+    from uad.commands import choices
 
-    assert set(cli.CALIBRATORS) == set(CALIBRATORS)
-    assert set(cli.TARGETS) == set(TARGETS)
-    assert set(cli.RUNTIMES) == set(engines.RUNTIMES)
+    assert set(choices.Calibrator.__args__) == set(CALIBRATORS)
+    assert set(choices.Target.__args__) == set(TARGETS)
+    assert set(choices.Runtime.__args__) == set(engines.RUNTIMES)

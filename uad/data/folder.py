@@ -103,7 +103,10 @@ def test_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[Sa
 
 
 def hold_out(samples: Sequence[Sample], fraction: float, seed: int) -> Tuple[List[Sample], List[Sample]]:
-    """Split good images into those to train on and those held out, class by class.
+    """Split good images into those to train on and those held out.
+
+    The split of a class depends on its name, its images and the seed, not on which other classes there are: a model of
+    one class and a unified model hold out the same images.
 
     Returns:
         (training, held out); at least one image of each class in both.
@@ -111,7 +114,6 @@ def hold_out(samples: Sequence[Sample], fraction: float, seed: int) -> Tuple[Lis
     Raises:
         DataError: a class has fewer than two images.
     """
-    random = np.random.default_rng(seed)
     training: List[Sample] = []
     held: List[Sample] = []
     for name in sorted({sample.class_name for sample in samples}):
@@ -119,6 +121,7 @@ def hold_out(samples: Sequence[Sample], fraction: float, seed: int) -> Tuple[Lis
         if len(members) < 2:
             raise DataError(f"{members[0].path.parent} holds one image: at least two are needed, one is held out")
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        random = np.random.default_rng([seed, *name.encode()])
         chosen = set(random.choice(len(members), count, replace=False).tolist())
         training += [member for index, member in enumerate(members) if index not in chosen]
         held += [member for index, member in enumerate(members) if index in chosen]

@@ -1,14 +1,24 @@
 """The training data of one model: good images of all the classes, decoded and resized once, held in memory."""
 
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Tuple, Union
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from uad.data.folder import Sample, check_samples, find_classes, hold_out, load_images, test_samples, train_samples
+from uad.data.batches import GoodImages
+from uad.data.folder import (
+    Sample,
+    check_samples,
+    draw,
+    find_classes,
+    hold_out,
+    load_images,
+    test_samples,
+    train_samples,
+)
 from uad.errors import DataError
 from uad.progress import progress
 
@@ -16,12 +26,12 @@ from uad.progress import progress
 class AnomalyData(LightningDataModule):
     """Good images for training, with a seeded part held out for the loss that picks a checkpoint and for thresholds.
 
-    A batch is (N, height, width, 3) uint8, RGB. Memory: height * width * 3 bytes an image.
+    A batch is a `uad.data.batches.Batch`. Memory: height * width * 3 bytes an image.
 
     Args:
         root: folder of classes, of one class, or of good images (see `uad.data.folder`).
-        classes: which classes; all that are found if not given.
-        image_size: height and width of the model's input, pixels.
+        classes: which classes, as [a,b]; all that are found if not given.
+        image_size: of the model's input, pixels: a number for a square, or [height,width].
         batch_size: images in a training step.
         held_out: part of the good images of each class that is held out.
         seed: of the split.
@@ -34,14 +44,12 @@ class AnomalyData(LightningDataModule):
         self,
         root: Path,
         classes: Optional[List[str]] = None,
-        image_size: int = 256,
+        image_size: Union[int, Tuple[int, int]] = 256,
         batch_size: int = 16,
         held_out: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if image_size < 32 or image_size % 16:
-            raise DataError(f"--data.image_size {image_size}: give a multiple of 16, at least 32")
         if batch_size < 1:
             raise DataError(f"--data.batch_size {batch_size}: give at least 1")
         if not 0 < held_out < 1:
@@ -54,6 +62,14 @@ class AnomalyData(LightningDataModule):
         self.seed = seed
         self.training_samples: List[Sample] = []
         self.held_out_samples: List[Sample] = []
+
+    @property
+    def size(self) -> Tuple[int, int]:
+        """(height, width) of the model's input, pixels."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
 
     def check(self) -> None:
         """Check every file before any training: decode the good images, which are kept, and the test images and masks.
@@ -85,20 +101,38 @@ class AnomalyData(LightningDataModule):
             return
         samples = train_samples(self.root, self.classes)
         self.training_samples, self.held_out_samples = hold_out(samples, self.held_out, self.seed)
-        size = (self.image_size, self.image_size)
         with progress("Reading good images", len(samples)) as step:
-            images = torch.from_numpy(load_images(self.training_samples + self.held_out_samples, size, step))
+            images = torch.from_numpy(load_images(self.training_samples + self.held_out_samples, self.size, step))
         self.training_images, self.held_out_images = images.tensor_split([len(self.training_samples)])
 
     def class_names(self) -> List[str]:
         """The classes, by name."""
         return list(find_classes(self.root, self.classes))
 
+    def some_for_training(self, most: int, title: str) -> GoodImages:
+        """Images that are trained on, at most so many of a class; the same at every call."""
+        place = {sample: index for index, sample in enumerate(self.training_samples)}
+        chosen = [
+            sample
+            for name in self.class_names()
+            for sample in draw([s for s in self.training_samples if s.class_name == name], most, self.seed)
+        ]
+        images = self.training_images[[place[sample] for sample in chosen]]
+        return GoodImages(images, self._labels(chosen), self.class_names(), title)
+
+    def held_out_good(self, title: str) -> GoodImages:
+        """The held-out good images."""
+        return GoodImages(self.held_out_images, self._labels(self.held_out_samples), self.class_names(), title)
+
     def train_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
         """Shuffled training images; an incomplete last batch is dropped where there is a complete one."""
-        dataset = TensorDataset(self.training_images)
+        dataset = TensorDataset(self.training_images, self._labels(self.training_samples))
         return DataLoader(dataset, self.batch_size, shuffle=True, drop_last=len(dataset) > self.batch_size)
 
     def val_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
         """The held-out good images."""
-        return DataLoader(TensorDataset(self.held_out_images), self.batch_size)
+        return DataLoader(TensorDataset(self.held_out_images, self._labels(self.held_out_samples)), self.batch_size)
+
+    def _labels(self, samples: List[Sample]) -> Tensor:
+        names = self.class_names()
+        return torch.tensor([names.index(sample.class_name) for sample in samples], dtype=torch.int64)

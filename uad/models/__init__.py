@@ -1,18 +1,24 @@
-"""The models of the project, one file each.
+"""The models of the project, one file each; `uad.models.base` says what a model is."""
 
-A model is a `uad.learner.Learner`, which is a LightningModule, with
-    `network`       (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, h, w), float32: exactly what is exported,
-                    with submodules `normalize` and `head` that stay in float32; the others make up the backbone,
-                    can be traced by torch.fx, and are quantized (`uad.quantization`), of which a model knows nothing
-    `config`        the arguments of its constructor
-    `description`   what `engines.ModelInfo` says of it
-    `images_of_each_class`  how many good images the next two are given
-    `prepare`       fits, before training, what it must know of good images
-    `calibrate`     fits, after training, what the head must know of good images of each class
-"""
+import importlib
+from typing import TYPE_CHECKING, Dict, Type
 
-from typing import Dict, Type
+from engines.errors import UserError
 
-from uad.models.stfpm import STFPM
+if TYPE_CHECKING:
+    from uad.models.base import Model
 
-MODELS: Dict[str, Type[STFPM]] = {"stfpm": STFPM}
+MODELS: Dict[str, str] = {"stfpm": "uad.models.stfpm:STFPM"}
+
+
+def model_class(name: str) -> "Type[Model]":
+    """The class of a name in `MODELS`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name not in MODELS:
+        raise UserError(f"unknown model '{name}': choose one of {', '.join(MODELS)}")
+    module, _, class_name = MODELS[name].partition(":")
+    found: Type[Model] = getattr(importlib.import_module(module), class_name)
+    return found

@@ -12,15 +12,25 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from engines.errors import UserError
 from uad.errors import CheckpointError
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A network, and the layers whose outputs make the pyramid at 1/4, 1/8 and 1/16 of the input."""
+    """A network, the layers whose outputs make the pyramid, and the normalisation that its weights expect."""
 
     build: Callable[..., nn.Module]
     imagenet: torchvision.models.WeightsEnum
-    layers: Tuple[str, str, str]
-    channels: Tuple[int, int, int]
+    layers: Tuple[str, ...]
+    channels: Tuple[int, ...]  # of each level
+    strides: Tuple[int, ...] = (4, 8, 16)  # image pixels for each pixel of a level, the finest first
+    mean: Tuple[float, float, float] = IMAGENET_MEAN  # of each colour, for pixels in [0, 1]
+    std: Tuple[float, float, float] = IMAGENET_STD
+
+    def description(self) -> Dict[str, Any]:
+        """What `engines.ModelInfo` says of it, if the anomaly map is on the finest level."""
+        return {"map_stride": self.strides[0], "mean": list(self.mean), "std": list(self.std)}
 
 
 # ResNets as in the STFPM paper (the last block is left out); MobileNetV2 at the layers of anomalib and ADer's runs.
@@ -46,8 +56,19 @@ BACKBONES: Dict[str, Backbone] = {
 }
 
 
+def backbone_of(name: str) -> Backbone:
+    """The backbone of a name in `BACKBONES`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name not in BACKBONES:
+        raise UserError(f"unknown backbone '{name}': choose one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
 class FeaturePyramid(nn.Module):
-    """(N, 3, H, W) normalised image -> features at 1/4, 1/8 and 1/16 of H and W.
+    """(N, 3, H, W) normalised image -> features (N, C, h, w) of each level, the finest first.
 
     Args:
         backbone: a name in `BACKBONES`.
@@ -59,15 +80,14 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, backbone: str, weights: str) -> None:
         super().__init__()
-        if backbone not in BACKBONES:
-            raise UserError(f"unknown backbone '{backbone}': choose one of {', '.join(BACKBONES)}")
-        network = BACKBONES[backbone].build(weights=None)
+        source = backbone_of(backbone)
+        network = source.build(weights=None)
         if weights != "none":
             _load_weights(network, backbone, weights)
-        self.body = create_feature_extractor(network, list(BACKBONES[backbone].layers))
+        self.body = create_feature_extractor(network, list(source.layers))
 
     def forward(self, image: Tensor) -> List[Tensor]:
-        """See the class."""
+        """The levels by their order in `Backbone.layers`."""
         return list(self.body(image).values())
 
 

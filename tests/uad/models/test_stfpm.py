@@ -1,4 +1,4 @@
-"""The contract of a model, and STFPM's own mathematics."""
+"""STFPM's own mathematics, and its backbones."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,19 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from engines.errors import UserError  # noqa: E402
+from uad.data.batches import Batch, GoodImages  # noqa: E402
 from uad.errors import CheckpointError  # noqa: E402
 from uad.models.backbones import BACKBONES, FeaturePyramid  # noqa: E402
-from uad.models.stfpm import STFPM, distance  # noqa: E402
+from uad.models.stfpm import STFPM  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def images() -> Any:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
+
+
+def batch(images: Any) -> Batch:
+    return Batch(images, torch.zeros(len(images), dtype=torch.int64))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -51,7 +56,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_gradients_reach_all_of_the_student_and_none_of_the_teacher(images: Any) -> None:
     model = STFPM("resnet18", "none")
     model.train()
-    model.loss(images).backward()
+    model.loss(batch(images)).backward()
     assert all(parameter.grad is None for parameter in model.network.teacher.parameters())
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.network.student.parameters())
 
@@ -60,14 +65,14 @@ def test_the_teacher_never_changes_not_even_its_batch_statistics(images: Any) ->
     model = STFPM("resnet18", "none")
     before = {name: value.clone() for name, value in model.network.teacher.state_dict().items()}
     model.train()
-    model.loss(images)
+    model.loss(batch(images))
     assert all(torch.equal(value, before[name]) for name, value in model.network.teacher.state_dict().items())
 
 
 def test_a_student_equal_to_its_teacher_sees_no_anomaly(images: Any) -> None:
     model = STFPM("resnet18", "none").eval()
     model.network.student.load_state_dict(model.network.teacher.state_dict())
-    assert float(model.loss(images).detach()) == pytest.approx(0.0, abs=1e-5)
+    assert float(model.loss(batch(images)).detach()) == pytest.approx(0.0, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +85,9 @@ def fitted() -> Any:
     images = torch.from_numpy(np.concatenate([dark, bright]))
     labels = torch.tensor([0] * 6 + [1] * 6)
     model = STFPM("resnet18", "none").eval()
-    model.prepare([images])
-    model.calibrate([(images[::2], labels[::2]), (images[1::2], labels[1::2])], classes=2)
+    good = GoodImages(images, labels, ["dark", "bright"])
+    model.prepare(good)
+    model.fit_readout(good, good)
     return model, images, labels
 
 
@@ -100,25 +106,26 @@ def test_the_targets_of_the_student_have_mean_0_and_deviation_1(fitted: Any) -> 
 def test_each_class_is_judged_on_its_own_scale(fitted: Any) -> None:
     model, images, labels = fitted
     network, head = model.network, model.network.head
-    assert head.mean.shape == (2, 3, 4, 4) and not torch.equal(head.mean[0], head.mean[1])
+    readout = head.readout
+    assert readout.mean.shape == (2, 3, 4, 4) and not torch.equal(readout.mean[0], readout.mean[1])
     with torch.no_grad():
         teacher, student = network.features(images)
-        distances = [distance(t, s) for t, s in zip(head.targets(teacher), student)]
+        distances = head.distances(teacher, student)
     for index in range(2):
         for level, values in enumerate(distances):
             expected = values[labels == index].mean()
-            torch.testing.assert_close(head.mean[index, level].mean(), expected, rtol=0.05, atol=0)
+            torch.testing.assert_close(readout.mean[index, level].mean(), expected, rtol=0.05, atol=0)
     # Were the classes mixed up, one of them would stand out.
     with torch.no_grad():
         right = network(images)[0]
-        head.mean, head.std = head.mean.flip(0), head.std.flip(0)
+        readout.mean, readout.std = readout.mean.flip(0), readout.std.flip(0)
         wrong = network(images)[0]
-        head.mean, head.std = head.mean.flip(0), head.std.flip(0)
+        readout.mean, readout.std = readout.mean.flip(0), readout.std.flip(0)
     assert wrong.max() > 2 * right.max()
 
 
 def test_smoothing_keeps_a_constant_map_up_to_the_border(fitted: Any) -> None:
-    head = fitted[0].network.head
+    head = fitted[0].network.head.readout
     ones = torch.ones(1, 1, 16, 16)
     smooth = torch.nn.functional.conv2d(ones, head.blur, padding=head.blur.shape[-1] // 2) * head.border
     torch.testing.assert_close(smooth, ones)

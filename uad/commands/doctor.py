@@ -1,10 +1,12 @@
 """`uad doctor`: what is installed, which runtimes work here, and what to do about the rest."""
 
 import platform
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, List, Optional, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 import engines
+from uad.options import parse
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +26,12 @@ PACKAGES = {
 }
 
 
-def diagnose() -> str:
+@dataclass
+class DoctorOptions:
+    """Say what is installed and what works here."""
+
+
+def doctor() -> str:
     """A readable report, one line for each package and each runtime."""
     lines = [f"Python {platform.python_version()} on {platform.platform()}, {_processor()}"]
     for purpose, (extra, packages) in PACKAGES.items():
@@ -54,10 +61,10 @@ def _try(runtime: str) -> str:
 
     import numpy as np
 
-    from engines.graph import save_model
     from engines.metadata import ModelInfo
+    from engines.model_file import save_model
 
-    info = ModelInfo("doctor", "none", [], {}, 0.0, "", 8, 8, "", 1)
+    info = ModelInfo("doctor", "none", [], {}, 0.0, "", 8, 8, "", 1, [0.0] * 3, [1.0] * 3)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "doctor.onnx"
         save_model(_tiny_model(), info, path)
@@ -103,3 +110,9 @@ def _processor() -> str:
     flags = set(fields.get("flags", "").split())
     useful = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8", "asimddp") if flag in flags]
     return f"{fields.get('model name', platform.machine())} ({', '.join(useful) or 'no INT8 instructions found'})"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the report."""
+    parse(DoctorOptions, arguments, "doctor")
+    print(doctor())

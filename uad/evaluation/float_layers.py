@@ -20,10 +20,11 @@ import onnx
 
 from engines.metadata import ModelInfo
 from export.errors import CalibrationError
+from export.placement import place
 from export.quantize import with_ranges
 from export.sensitivity import infer_model
 from uad.data.folder import Sample, load_images
-from uad.metrics import image_auroc, spearman
+from uad.evaluation.metrics import image_auroc, spearman
 
 FEWEST_IMAGES = 8  # of a class: with fewer, two neighbours that change places cost more than 2 points of correlation
 MOST_IMAGES = 64  # of a class
@@ -131,7 +132,7 @@ def choose_float_layers(
     Args:
         model: the float32 graph.
         info: its description.
-        amax: tensor name -> range, of `export.quantize.ranged_tensors`.
+        amax: tensor name -> range, of all that `Placement.ranged` names.
         order: every quantizable layer, the one that hurts most first.
         comparison: with the same model.
         max_drop: points of 0.01.
@@ -144,7 +145,7 @@ def choose_float_layers(
         if key == frozenset(order):  # nothing is quantized: that is the FP32 model
             tried[key] = Agreement(1.0, 0.0 if comparison.has_labels else None)
         elif key not in tried:
-            quantized, description, _ = with_ranges(model, info, amax, keep_float=key)
+            quantized, description, _ = with_ranges(model, info, amax, place(model, key))
             tried[key] = comparison.agreement(quantized, description)
             progress()
         return tried[key]

@@ -9,6 +9,7 @@ import operator
 from typing import Dict, List
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -16,14 +17,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from export.errors import ExportError
 
 BOUNDARY = ("normalize", "head")  # the submodules between which the backbone lies
-ADDITIONS = (operator.add, operator.iadd, torch.add)
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+# Functions whose input or weights INT8 would quantize: only modules have a name to put a quantizer at.
+FUNCTIONS = {
+    F.conv2d: "nn.Conv2d",
+    torch.conv2d: "nn.Conv2d",
+    F.conv_transpose2d: "nn.ConvTranspose2d",
+    torch.conv_transpose2d: "nn.ConvTranspose2d",
+    F.max_pool2d: "nn.MaxPool2d",
+    torch.max_pool2d: "nn.MaxPool2d",
+}
 
 
 class Add(nn.Module):
     """The sum of two tensors of one shape, as a module so that it has a name."""
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """See the class."""
+        """Left operand first: the order decides which branch is the skip branch."""
         return left + right
 
 
@@ -35,20 +45,28 @@ def parts_of(network: nn.Module) -> List[str]:
 def fold(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode, each part of its backbone a `torch.fx.GraphModule` without nesting.
 
+    A part may be an nn.ModuleList, such as an ensemble of students: each of its members is folded.
+
     Raises:
-        ExportError: a part cannot be traced.
+        ExportError: a part cannot be traced, or calls as a function what must be a module.
     """
     folded = copy.deepcopy(network).eval()
     for name in parts_of(folded):
-        try:
-            setattr(folded, name, _fold(getattr(folded, name)))
-        except torch.fx.proxy.TraceError as error:
-            raise ExportError(f"{name} cannot be traced by torch.fx: {error}") from error
+        setattr(folded, name, _fold(getattr(folded, name), name))
     return folded
 
 
-def _fold(part: nn.Module) -> GraphModule:
-    traced = symbolic_trace(part)
+def _fold(part: nn.Module, place: str) -> nn.Module:
+    if isinstance(part, nn.ModuleList):
+        return nn.ModuleList(_fold(member, f"{place}.{index}") for index, member in enumerate(part))
+    try:
+        traced = symbolic_trace(part)
+    except torch.fx.proxy.TraceError as error:
+        raise ExportError(f"{place} cannot be traced by torch.fx: {error}") from error
+    except NotImplementedError as error:
+        raise ExportError(
+            f"{place} is a {type(part).__name__}, which has no forward of its own: use nn.ModuleList"
+        ) from error
     modules: Dict[str, nn.Module] = {}
     for node in list(traced.graph.nodes):
         if node.op == "call_module":
@@ -71,8 +89,12 @@ def _fold(part: nn.Module) -> GraphModule:
                 modules[node.name] = copy.copy(module)
                 node.target = node.name
         elif node.target in ADDITIONS and all(isinstance(operand, Node) for operand in node.args):
+            if node.kwargs:
+                raise ExportError(f"{place} adds with {', '.join(node.kwargs)}: multiply first, then add")
             modules[node.name] = Add()
             node.op, node.target = "call_module", node.name
+        elif node.target in FUNCTIONS:
+            raise ExportError(f"{place} calls {node.target.__name__} as a function: make it a {FUNCTIONS[node.target]}")
     tensors = {node.target: _attribute(traced, node.target) for node in traced.graph.nodes if node.op == "get_attr"}
     return GraphModule({**modules, **tensors}, traced.graph).eval()
 

@@ -4,13 +4,16 @@ It runs the commands that a user would, shows each, and ends with one table of w
 """
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 from engines.files import make_folder
-from uad import cli
-from uad.data.synthetic import draw_dataset
+from uad.commands import bench, export, fit, predict, test
+from uad.options import about, parse
 from uad.tables import markdown
+
+COMMANDS = {"fit": fit.main, "export": export.main, "test": test.main, "bench": bench.main, "predict": predict.main}
 
 PRECISIONS = ("fp32", "fp16", "int8")
 EXPLANATION = """
@@ -24,16 +27,30 @@ because nothing is downloaded here; with ImageNet's, which uad fit takes by defa
 What it did, with the commands to do the same on images of your own:"""
 
 
-def demo(out: Path) -> str:
-    """Draw images into `out`, train, export, test, time and predict; returns the closing table."""
-    out = make_folder(out)
+@dataclass
+class DemoOptions:
+    """Draw images, then fit, export, test and bench on them."""
+
+    out: Path = field(default=Path("demo"), metadata=about("folder for the images, the run and the results"))
+
+
+def demo(options: DemoOptions) -> str:
+    """Draw images, train, export, test, time and predict; returns the closing table.
+
+    Raises:
+        UserError: training is not installed, or the folder cannot be written to.
+    """
+    from uad.data.synthetic import draw_dataset
+
+    fit.require_training()
+    out = make_folder(options.out)
     images = out / "images"
     print("Drawing images of four products, good ones and ones with a defect")
     draw_dataset(images)
     commands = _commands(out, images)
     for command in commands:
         print(f"\n$ uad {' '.join(command)}", flush=True)
-        cli.COMMANDS[command[0]][1](command[1:])
+        COMMANDS[command[0]](command[1:])
     listing = "\n".join(f"  uad {' '.join(command)}" for command in commands)
     overlays = f"Photographs with their defects marked are in {out / 'predictions' / 'overlays'}"
     return "\n".join(["", _table(out), EXPLANATION, listing, overlays])
@@ -67,3 +84,8 @@ def _table(out: Path) -> str:
         row += [f"{speed['images_per_second']:.0f}", f"{speed['ram_mb']:.0f}", f"{speed['file_mb']:.1f}"]
         rows.append(row)
     return markdown(header, rows)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run it, and print the closing table."""
+    print(demo(parse(DemoOptions, arguments, "demo")))

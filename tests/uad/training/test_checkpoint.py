@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from uad.checkpoint import TorchEngine, load_checkpoint  # noqa: E402
 from uad.errors import CheckpointError  # noqa: E402
+from uad.training.checkpoint import load_checkpoint  # noqa: E402
+from uad.training.torch_engine import TorchEngine  # noqa: E402
 
 
 class Payload:

@@ -9,7 +9,7 @@ import numpy as np
 from engines import Engine, Prediction
 from engines.errors import UserError
 from uad.data.folder import Sample, load_images, read_mask
-from uad.metrics import PixelCurve, best_f1, image_auroc, spearman
+from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, spearman
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "image_f1")
 

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from uad import cli  # noqa: E402
-from uad.models import MODELS  # noqa: E402
+from uad.models.stfpm import STFPM  # noqa: E402
 
 FIT = ["--model.weights", "none", "--data.image_size", "64", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
 
@@ -37,7 +37,7 @@ def epochs(out: Path) -> list[str]:
 
 def test_two_runs_with_one_seed_give_one_result_and_another_seed_another(tiny_run: Any, tmp_path: Path) -> None:
     again = fit(tiny_run.root, tmp_path / "again", "--trainer.max_epochs", "2")
-    other = fit(tiny_run.root, tmp_path / "other", "--trainer.max_epochs", "2", "--seed_everything", "1")
+    other = fit(tiny_run.root, tmp_path / "other", "--trainer.max_epochs", "2", "--seed", "1")
     assert same(state(tiny_run.out), again)
     assert not same(state(tiny_run.out), other)
 
@@ -48,7 +48,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(
     out = tmp_path / "run"
     arguments = ["fit", "--data.root", str(tiny_run.root), "--out", str(out), *FIT, "--trainer.max_epochs", "3"]
     with monkeypatch.context() as patch:
-        patch.setattr(MODELS["stfpm"], "training_step", _failing_from_epoch(1))
+        patch.setattr(STFPM, "training_step", _failing_from_epoch(1))
         with pytest.raises(MemoryError):
             cli.main(arguments)
     assert epochs(out) == ["0"] and not (out / "model.ckpt").exists()
@@ -59,7 +59,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(
 
 
 def _failing_from_epoch(epoch: int) -> Callable[..., Any]:
-    whole = MODELS["stfpm"].training_step
+    whole = STFPM.training_step
 
     def step(self: Any, batch: Any, index: int) -> Any:
         if self.current_epoch == epoch:
@@ -72,7 +72,7 @@ def _failing_from_epoch(epoch: int) -> Callable[..., Any]:
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
     tiny_run: Any, tmp_path: Path, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model_class = MODELS["stfpm"]
+    model_class = STFPM
     whole = model_class.training_step
 
     def poisoned(self: Any, batch: Any, index: int) -> Any:
@@ -98,7 +98,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch_though_the_first_was_better(
     def worse_each_epoch(self: Any, batch: Any, index: int) -> None:
         self.log("val_loss", float(self.current_epoch))
 
-    monkeypatch.setattr(MODELS["stfpm"], "validation_step", worse_each_epoch)
+    monkeypatch.setattr(STFPM, "validation_step", worse_each_epoch)
     out = tmp_path / "run"
     fit(tiny_run.root, out, "--trainer.max_epochs", "3")
     assert torch.load(out / "best.ckpt", weights_only=True)["epoch"] == 0

@@ -1,4 +1,4 @@
-"""uad.mixed_precision: the search finds few layers, and agreement is what it says."""
+"""uad.evaluation.float_layers: the search finds few layers, and agreement is what it says."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from image_folders import make_class
 from engines.graph import constants
 from export.calibrate import calibrator
 from export.errors import CalibrationError
-from export.quantize import collect_histograms, ranged_tensors, with_ranges
-from export.sensitivity import quantizable_layers
+from export.placement import place
+from export.quantize import collect_histograms, with_ranges
 from uad.data import folder
-from uad.metrics import image_auroc, spearman
-from uad.mixed_precision import (
+from uad.evaluation.float_layers import (
     FEWEST_IMAGES,
     MOST_IMAGES,
     MOST_TRIALS_BACK,
@@ -30,6 +29,7 @@ from uad.mixed_precision import (
     good_for_agreement,
     most_trials,
 )
+from uad.evaluation.metrics import image_auroc, spearman
 
 LAYERS = [f"layer{index}" for index in range(50)]
 
@@ -116,19 +116,19 @@ def spoiled() -> onnx.ModelProto:
 
 
 def ranges(model: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
-    histograms = collect_histograms(model, ranged_tensors(model), images)
+    histograms = collect_histograms(model, place(model).ranged(), images)
     return {name: calibrator("minmax")(histogram) for name, histogram in histograms.items()}
 
 
 def test_agreement_is_that_of_the_scores(root: Path) -> None:
     model, good, labelled = spoiled(), folder.train_samples(root), folder.test_samples(root)
     amax = ranges(model, folder.load_images(good, (16, 16)))
-    quantized, info, _ = with_ranges(model, tiny_info(), amax)
+    quantized, info, _ = with_ranges(model, tiny_info(), amax, place(model))
     comparison = Comparison(model, tiny_info(), good, labelled, "onnxruntime")
     found = comparison.agreement(quantized, info)
 
     # ONNX Runtime rounds before residual Adds, the reference does not, so a graph without: everything in float.
-    same = comparison.agreement(*with_ranges(model, tiny_info(), amax, quantizable_layers(model))[:2])
+    same = comparison.agreement(*with_ranges(model, tiny_info(), amax, place(model, place(model).layers))[:2])
     assert same.spearman == pytest.approx(1.0) and same.auroc_drop == pytest.approx(0.0)
     assert found.spearman < 0.99 and found.auroc_drop is not None
 
@@ -153,9 +153,9 @@ def test_the_bad_layer_is_left_in_float(root: Path) -> None:
     model, good = spoiled(), folder.train_samples(root)
     amax = ranges(model, folder.load_images(good, (16, 16)))
     comparison = Comparison(model, tiny_info(), good, runtime="onnxruntime")
-    order = sorted(quantizable_layers(model), key=lambda name: name != BAD)  # the bad one first
-    only_bad = comparison.agreement(*with_ranges(model, tiny_info(), amax, [BAD])[:2])
-    plain = comparison.agreement(*with_ranges(model, tiny_info(), amax)[:2])
+    order = sorted(place(model).layers, key=lambda name: name != BAD)  # the bad one first
+    only_bad = comparison.agreement(*with_ranges(model, tiny_info(), amax, place(model, [BAD]))[:2])
+    plain = comparison.agreement(*with_ranges(model, tiny_info(), amax, place(model))[:2])
     assert plain.spearman < only_bad.spearman
     allowed = 100 * (1 - (plain.spearman + only_bad.spearman) / 2)  # between the two
     choice = choose_float_layers(model, tiny_info(), amax, order, comparison, allowed)
@@ -178,7 +178,7 @@ def test_every_layer_in_float_is_the_fp32_model(root: Path) -> None:
     comparison = Comparison(tiny(seed=5), tiny_info(), good, runtime="onnxruntime")
     model = tiny(seed=6)  # quantized, it never judges as the first does
     amax = ranges(model, folder.load_images(good, (16, 16)))
-    layers = quantizable_layers(model)
+    layers = place(model).layers
     choice = choose_float_layers(model, tiny_info(), amax, layers, comparison, 0.2)
     assert choice.float_layers == layers
     assert choice.agreement == Agreement(1.0) and choice.int8.spearman < 0.9

@@ -1,13 +1,14 @@
 """The trained model on disk: `model.ckpt` holds tensors and plain values only.
 
-    {"program": "uad", "format": 1, "model": "stfpm", "config": {...}, "state_dict": {...}, "info": {...}}
+    {"program": "uad", "format": 2, "model": "stfpm", "config": {...}, "state_dict": {...}, "info": {...}}
 
 `config` are the arguments of the model's constructor, `info` what `engines.ModelInfo` will say in the exported file.
-After quantization-aware training the state dict is that of the folded network (see `uad.fold`), and beside it stands
+After quantization-aware training the state dict is that of the folded network (see `uad.training.fold`). Beside it
+stands
 
     "quantization": {"bits": 8, "amax": {tensor name in the exported file: range}}
 
-Needs torch; the command line imports it only for a path that ends in .ckpt.
+Format 2 moved the read-out of the head into a module of its own.
 """
 
 import dataclasses
@@ -17,19 +18,17 @@ import math
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
-import numpy as np
 import torch
 
-from engines.base import Engine, Prediction
 from engines.files import replacing
 from engines.metadata import ModelInfo
 from uad.errors import CheckpointError
-from uad.fold import fold
-from uad.models import MODELS
+from uad.models import MODELS, model_class
 from uad.models.backbones import load_safely
+from uad.training.fold import fold
 
 PROGRAM = "uad"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,7 @@ def save_checkpoint(
 
     Args:
         path: of the file.
-        state_dict: of `MODELS[info.model](**config).network`; with `quantization`, of the same folded.
+        state_dict: of the model's network; with `quantization`, of the same folded.
         config: constructor arguments of the LightningModule; plain values.
         info: everything but precision and calibration, which come with the export.
         quantization: where the network was trained under fake quantization.
@@ -98,11 +97,12 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
     if content.get("program") != PROGRAM or content.get("model") not in MODELS:
         raise CheckpointError(f"{path} is not a model of uad: give the model.ckpt that uad fit writes")
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {content.get('format')}, this program reads {FORMAT}: update uad")
+        found = content.get("format")
+        mend = "update uad" if isinstance(found, int) and found > FORMAT else "train it again"
+        raise CheckpointError(f"{path} has format {found}, this program reads {FORMAT}: {mend}")
     try:
-        config = dict(content["config"], weights="none")  # the state dict holds the weights
         quantization = Quantization(**content["quantization"]) if "quantization" in content else None
-        network: torch.nn.Module = MODELS[content["model"]](**config).network
+        network: torch.nn.Module = model_class(content["model"]).from_config(content["config"]).network
         if quantization is not None:
             network = fold(network)
         network.load_state_dict(content["state_dict"])
@@ -112,33 +112,3 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     info = dataclasses.replace(info, checkpoint_sha256=digest)
     return Checkpoint(network.eval(), info, content["config"], quantization)
-
-
-class TorchEngine(Engine):
-    """A checkpoint in torch, eager, float32, on the CPU: the reference that the exported files are held to.
-
-    What was trained under fake quantization runs under it here too.
-    """
-
-    runtime = "torch"
-    arithmetic = "f32"
-
-    def __init__(self, path: Union[str, Path], *, batch: int = 1, threads: Optional[int] = None) -> None:
-        checkpoint = load_checkpoint(path)
-        self.network, self.info = checkpoint.network, checkpoint.info
-        if checkpoint.quantization is not None:
-            from uad.quantization import insert_quantizers
-
-            insert_quantizers(self.network, self.info.size, checkpoint.quantization)
-        self.batch = batch
-        if threads:
-            torch.set_num_threads(threads)
-
-    def run(self, images: np.ndarray) -> Prediction:
-        """See `Engine.run`."""
-        with torch.inference_mode():
-            score, anomaly_map = self.network(torch.from_numpy(images))
-        return Prediction(score.numpy(), anomaly_map.numpy())
-
-    def close(self) -> None:
-        """See `Engine.close`; nothing is held but memory."""

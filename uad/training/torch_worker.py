@@ -1,4 +1,7 @@
-"""The measuring process of a checkpoint (see engines.benchmark): `python -m uad.torch_worker MODEL BATCH THREADS`."""
+"""The measuring process of a checkpoint: `python -m uad.training.torch_worker MODEL BATCH THREADS`.
+
+See `engines.benchmark`.
+"""
 
 import sys
 

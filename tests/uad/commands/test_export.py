@@ -13,8 +13,8 @@ from graphs import save_tiny, tiny, with_blind_weights
 from image_folders import make_class
 from PIL import Image
 
-from engines.graph import constants, load_model
-from engines.metadata import read_info
+from engines.graph import constants
+from engines.model_file import load_model, read_info
 from uad import cli
 
 BAD = "/student/layer1/conv2/Conv"
@@ -126,7 +126,7 @@ def test_mistakes(error_of: Callable[..., str], model: Path, root: Path, tmp_pat
     assert "--max-drop is for --precision auto, not int8" in error_of(*export, "int8", "--max-drop", 1)
     assert "--validation-data is for --precision auto" in error_of(*export, "fp16", "--validation-data", root)
     assert "--explain is for --precision int8 or auto, not fp32" in error_of(*export, "fp32", "--explain", tmp_path)
-    assert "max_drop" in error_of(*export, "auto", "--max-drop", "-0.1")
+    assert "--max-drop -0.1" in error_of(*export, "auto", "--max-drop", "-0.1")
     message = error_of(*export, "auto", "--calibration-data", "random-normal")
     assert "give --calibration-data a folder" in message
     message = error_of(*export, "auto", "--calibration-images", 40)

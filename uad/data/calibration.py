@@ -3,8 +3,8 @@
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence, Tuple
 from typing import Counter as CounterOf
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from export.quantize import random_normal_images
 from uad.data.folder import Sample, draw, find_classes, load_images, train_samples
 
 CALIBRATION_IMAGES = 128  # by default, or all that there are
+RANDOM_NORMAL = "random-normal"
 JUDGED_IMAGES = 32  # on which layers are judged one by one
 
 
@@ -47,43 +48,50 @@ class CalibrationImages:
         return load_images(samples, self.info.size), [s.class_name for s in samples], f"{len(samples)} {which}"
 
 
-def calibration_images(info: ModelInfo, options: Any) -> CalibrationImages:
-    """Draw them as `uad export` was asked, from the model's classes where those are there.
+def calibration_images(
+    info: ModelInfo,
+    source: str,
+    count: Optional[int] = None,
+    classes: Optional[Sequence[str]] = None,
+    seed: int = 0,
+    spare_half: bool = False,
+) -> CalibrationImages:
+    """Draw images to calibrate on, from the model's classes where those are there.
 
-    For --precision auto at least half of each class is spared.
+    Args:
+        info: the description of the model.
+        source: a folder of good images (see `uad.data.folder`), or "random-normal".
+        count: how many, spread over the classes; None takes `CALIBRATION_IMAGES`, or all that there are.
+        classes: which classes of the folder; None for all.
+        seed: of the draw.
+        spare_half: at least half of each class is spared, to compare scores on.
 
     Raises:
-        CalibrationError: no source is given, or too few images.
+        CalibrationError: too few images, or settings that do not go together.
         DataError: the folder holds no good images, or not the classes that are named.
     """
-    source = options.calibration_data
-    is_auto = options.precision == "auto"
-    if source is None:
-        folder = "a folder of good images" + ("" if is_auto else ", or random-normal")
-        raise CalibrationError(f"{options.precision} needs --calibration-data: {folder}")
-    if source == "random-normal":
-        if options.calibration_classes:
+    if source == RANDOM_NORMAL:
+        if classes:
             raise CalibrationError("--calibration-classes is for a folder of good images, not random-normal")
-        if is_auto:
+        if spare_half:
             raise CalibrationError("--precision auto compares scores of good images: give --calibration-data a folder")
-        count = options.calibration_images or CALIBRATION_IMAGES
-        return CalibrationImages(info, "random-normal", count, [], [], options.seed)
+        return CalibrationImages(info, RANDOM_NORMAL, count or CALIBRATION_IMAGES, [], [], seed)
     available = train_samples(Path(source))
     known = [sample for sample in available if sample.class_name in info.classes] or available
-    shuffled = draw(known, len(known), options.seed)
-    free = _first_half_of_each_class(shuffled) if is_auto else shuffled
-    if options.calibration_classes:
-        find_classes(Path(source), options.calibration_classes)  # names those that are not there
-        free = [sample for sample in free if sample.class_name in options.calibration_classes]
-    count = options.calibration_images or min(len(free), CALIBRATION_IMAGES)
+    shuffled = draw(known, len(known), seed)
+    free = _first_half_of_each_class(shuffled) if spare_half else shuffled
+    if classes:
+        find_classes(Path(source), classes)  # names those that are not there
+        free = [sample for sample in free if sample.class_name in classes]
+    count = count or min(len(free), CALIBRATION_IMAGES)
     if len(free) < count or not free:
-        half = f" of which {len(free)} may calibrate," if is_auto else ""
+        half = f" of which {len(free)} may calibrate," if spare_half else ""
         raise CalibrationError(
             f"{source} holds {len(known)} good images,{half} {count} were asked: lower --calibration-images"
         )
     used = set(free[:count])
     spare = [sample for sample in shuffled if sample not in used]
-    return CalibrationImages(info, "images", count, free[:count], spare, options.seed)
+    return CalibrationImages(info, "images", count, free[:count], spare, seed)
 
 
 def _first_half_of_each_class(shuffled: Sequence[Sample]) -> List[Sample]:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence
 
@@ -10,10 +9,10 @@ import numpy as np
 
 from engines import Engine
 from engines.errors import UserError
-from engines.files import replacing
+from engines.files import replacing, write_json
 from engines.images import SUFFIXES, read_image, resize
 from uad.data.folder import Sample, check_samples
-from uad.evaluate import enlarge
+from uad.evaluation.evaluate import enlarge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ def find_images(inputs: Sequence[Path], results: Path) -> List[Path]:
     return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
 
 
-def predict(
+def decide(
     engine: Engine,
     images: Sequence[Path],
     out: Path,
@@ -134,5 +133,4 @@ def _write_tables(out: Path, decisions: Sequence[Decision]) -> None:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-    with replacing(out / "predictions.json") as temporary:
-        temporary.write_text(json.dumps([dict(zip(header, row)) for row in rows], indent=1) + "\n", encoding="utf-8")
+    write_json(out / "predictions.json", [dict(zip(header, row)) for row in rows])

@@ -1,4 +1,4 @@
-"""uad.metrics against scikit-learn, scipy, torchmetrics, brute force and numbers worked out by hand."""
+"""uad.evaluation.metrics against scikit-learn, scipy, torchmetrics, brute force and numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped,unused-ignore]
     roc_auc_score,
 )
 
-from uad.metrics import PixelCurve, best_f1, image_auroc, spearman, threshold_at
+from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, spearman, threshold_at
 
 
 def curve_of(*images: tuple[Any, Any]) -> PixelCurve:

@@ -1,4 +1,4 @@
-"""uad.fold: the folded network computes the same, and each of its modules has a name of its own."""
+"""uad.training.fold: the folded network computes the same, and each of its modules has a name of its own."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from export.onnx import export_network  # noqa: E402
-from uad.fold import Add, fold  # noqa: E402
+from uad.data.batches import GoodImages  # noqa: E402
 from uad.models.stfpm import STFPM, StudentTeacher  # noqa: E402
+from uad.training.fold import Add, fold  # noqa: E402
 
 nn = torch.nn
 SIZE = 32
@@ -38,7 +39,8 @@ def network(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
     model = STFPM(request.param, "none")
     randomize(model.network)
-    model.calibrate([(IMAGES, torch.zeros(len(IMAGES), dtype=torch.long))], 1)
+    good = GoodImages(IMAGES, torch.zeros(len(IMAGES), dtype=torch.long), ["nut"])
+    model.fit_readout(good, good)
     return model.network.eval()
 
 

@@ -1,0 +1,189 @@
+"""The contract of a model (uad.models.base), held to every name in `MODELS`: a new model is covered by being listed."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_folders import make_class
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+pytest.importorskip("pytorch_quantization")
+
+import engines  # noqa: E402
+from engines.graph import HEAD, NORMALIZE  # noqa: E402
+from engines.metadata import ModelInfo  # noqa: E402
+from engines.model_file import load_model, read_info  # noqa: E402
+from export.onnx import export_network  # noqa: E402
+from uad.commands.check import CheckOptions, check  # noqa: E402
+from uad.commands.export import ExportOptions, export  # noqa: E402
+from uad.commands.fit import FitOptions, fit  # noqa: E402
+from uad.data.batches import Batch, GoodImages  # noqa: E402
+from uad.models import MODELS, model_class  # noqa: E402
+from uad.training.checkpoint import load_checkpoint  # noqa: E402
+from uad.training.fold import fold, parts_of  # noqa: E402
+
+SIZE = (64, 96)  # not square
+CLASSES = ["bolt", "nut"]
+PRECISIONS = ("fp32", "fp16", "int8")
+# Of the scores, relative to the module's: float32 sums in another order; 11 bits of significand in the backbone; and
+# INT8, of which no more is asked here than that it is the same model.
+TOLERANCES = {"fp32": 1e-3, "fp16": 0.1, "int8": 1.0}
+# Smaller than a model's own defaults, where those would take long.
+SETTINGS: dict[str, dict[str, Any]] = {"stfpm": {"backbone": "mobilenet_v2"}}
+FRESH = "import sys; from uad.training.torch_engine import TorchEngine; print(TorchEngine(sys.argv[1]).info.precision)"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A few steps of a model."""
+
+    name: str
+    root: Path  # the images
+    out: Path  # the run
+
+    @property
+    def ckpt(self) -> Path:
+        return self.out / "model.ckpt"
+
+    def onnx(self, precision: str) -> Path:
+        return self.out / f"{precision}.onnx"
+
+
+def small(name: str, **more: Any) -> Any:
+    torch.manual_seed(0)
+    return model_class(name)(weights="none", **SETTINGS.get(name, {}), **more)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp(request.param)
+    for name in CLASSES:
+        make_class(folder / "images", name, train=8)
+    options = FitOptions(
+        out=folder / "run",
+        data={"root": folder / "images", "image_size": SIZE, "batch_size": 4},
+        model={"name": request.param, "weights": "none", **SETTINGS.get(request.param, {})},
+        trainer={"max_epochs": 3, "accelerator": "cpu"},
+    )
+    assert fit(options) == folder / "run" / "model.ckpt"
+    run = Trained(request.param, folder / "images", folder / "run")
+    for precision in PRECISIONS:
+        data = str(run.root) if precision == "int8" else None
+        export(ExportOptions(run.ckpt, run.onnx(precision), precision=precision, calibration_data=data))
+    return run
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (4, *SIZE, 3), np.uint8)
+
+
+def test_a_few_steps_lower_the_loss(trained: Trained) -> None:
+    rows = list(csv.DictReader((trained.out / "train.csv").read_text().splitlines()))
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_reach_what_is_trained_and_nothing_else(name: str, images: np.ndarray) -> None:
+    model = small(name)
+    batch = Batch(torch.from_numpy(images), torch.tensor([0, 1, 0, 1]))
+    good = GoodImages(batch.image, batch.label, CLASSES)
+    model.prepare(good)
+    model.train()
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    model.loss(batch).backward()
+    for parameter_name, parameter in model.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        assert reached == parameter.requires_grad, parameter_name
+    frozen = [part for part in parts_of(model.network) if not _is_trained(getattr(model.network, part))]
+    for key, value in model.network.state_dict().items():  # batch statistics of a teacher are its weights' own
+        assert key.split(".")[0] not in frozen or torch.equal(value, before[key]), key
+
+
+def _is_trained(part: Any) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def test_maps_are_not_negative_and_the_score_is_a_mean_of_map_pixels(trained: Trained, images: np.ndarray) -> None:
+    checkpoint = load_checkpoint(trained.ckpt)
+    with torch.no_grad():
+        score, anomaly_map = checkpoint.network(torch.from_numpy(images))
+    stride = checkpoint.info.map_stride
+    assert score.shape == (4,) and anomaly_map.shape == (4, SIZE[0] // stride, SIZE[1] // stride)
+    assert score.dtype == anomaly_map.dtype == torch.float32
+    assert anomaly_map.isfinite().all() and anomaly_map.min() >= 0
+    assert (score <= anomaly_map.amax(dim=(1, 2)) * (1 + 1e-6)).all()
+    assert (score >= anomaly_map.mean(dim=(1, 2))).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_engine_scores_as_the_module_does(trained: Trained, precision: str, images: np.ndarray) -> None:
+    with torch.no_grad():
+        expected = load_checkpoint(trained.ckpt).network(torch.from_numpy(images))[0].numpy()
+    with engines.load(trained.onnx(precision), "onnxruntime") as engine:
+        found = engine.infer(images)
+    assert np.isfinite(found.score).all() and np.isfinite(found.anomaly_map).all()
+    np.testing.assert_allclose(found.score, expected, rtol=TOLERANCES[precision])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_target_takes_the_files(trained: Trained, precision: str) -> None:
+    for target in ("cpu", "tensorrt", "jetson-xavier-nx"):
+        assert check(CheckOptions(trained.onnx(precision), target)) == []  # type: ignore[arg-type]
+
+
+def test_int8_quantizes_every_convolution_of_the_backbone(trained: Trained) -> None:
+    nodes = load_model(trained.onnx("int8")).graph.node
+    made_by = {output: node for node in nodes for output in node.output}
+    convolutions = [n for n in nodes if n.op_type == "Conv" and not n.name.startswith((HEAD, NORMALIZE))]
+    assert convolutions
+    for node in convolutions:
+        assert made_by[node.input[1]].op_type == "DequantizeLinear", node.name
+
+
+def test_the_description_travels(trained: Trained) -> None:
+    info = read_info(trained.onnx("fp32"))
+    assert isinstance(info, ModelInfo) and info.model == trained.name
+    assert (info.size, info.classes) == (SIZE, CLASSES)
+    assert len(info.mean) == len(info.std) == 3 and min(info.std) > 0
+
+
+def test_quantization_aware_training_runs_and_its_checkpoint_loads_in_a_fresh_process(trained: Trained) -> None:
+    out = trained.out.with_name("qat")
+    options = FitOptions(
+        out=out,
+        ckpt=trained.ckpt,
+        data={"root": trained.root, "image_size": SIZE, "batch_size": 4},
+        model={"calibration_images": 8},
+        trainer={"max_epochs": 1, "accelerator": "cpu"},
+    )
+    fit(options)
+    done = subprocess.run([sys.executable, "-c", FRESH, str(out / "model.ckpt")], capture_output=True, text=True)
+    assert done.stdout.strip() == "int8 simulated", done.stderr
+    export(ExportOptions(out / "model.ckpt", out / "int8.onnx", precision="int8"))
+    assert read_info(out / "int8.onnx").precision == "int8"
+
+
+def test_a_model_from_a_checkpoint_opens_no_file(trained: Trained) -> None:
+    config = {**load_checkpoint(trained.ckpt).config, "weights": "/absent/weights.pth"}
+    model_class(trained.name).from_config(config)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_read_out_of_the_paper_is_a_model_too(name: str, images: np.ndarray) -> None:
+    model = small(name, readout="paper").eval()
+    good = GoodImages(torch.from_numpy(images), torch.tensor([0, 1, 0, 1]), CLASSES)
+    model.prepare(good)
+    model.fit_readout(good, good)
+    with torch.no_grad():
+        score, anomaly_map = model.network(good.image)
+    assert anomaly_map.min() >= 0 and torch.equal(score, anomaly_map.amax(dim=(1, 2)))
+    export_network(fold(model.network), SIZE, beside=model.network)  # which compares the two

@@ -1,0 +1,55 @@
+"""`uad bench`: how fast and how big models are."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from engines.files import write_json
+from uad.commands.choices import Runtime
+from uad.options import about, above_zero, at_least, parse, positional
+
+
+@dataclass
+class BenchOptions:
+    """Measure how fast and how big models are, in turns."""
+
+    models: List[Path] = field(metadata=positional(".ckpt or .onnx files, measured in turns: A B A B"))
+    runtime: Optional[Runtime] = field(
+        default=None, metadata=about("what runs .onnx files; the fastest that is installed if not given")
+    )
+    threads: Optional[int] = field(
+        default=None, metadata=about("how many CPU threads run a model; as many as the runtime likes if not given")
+    )
+    batch: int = field(default=1, metadata=about("how many images a model is given at once"))
+    seconds: float = field(default=3.0, metadata=about("how long to measure each model at least, seconds"))
+    json: Optional[Path] = field(default=None, metadata=about("JSON file to write the figures to"))
+
+    def __post_init__(self) -> None:
+        """Raise UserError for what cannot be."""
+        at_least(1, batch=self.batch, threads=self.threads)
+        above_zero(seconds=self.seconds)
+
+
+def bench(options: BenchOptions) -> List[Dict[str, Any]]:
+    """Measure models; a report for each, in the order given, see `engines.benchmark.benchmark`.
+
+    Raises:
+        UserError: a model cannot be loaded, or the output cannot be written.
+    """
+    from engines.benchmark import ROUNDS, benchmark
+    from uad.open import worker_command
+    from uad.progress import progress
+
+    commands = [worker_command(path, options.runtime, options.batch, options.threads) for path in options.models]
+    with progress("Measuring in turns", ROUNDS) as step:
+        reports = benchmark([str(path) for path in options.models], commands, options.seconds, step)
+    if options.json is not None:
+        write_json(options.json, reports)
+    return reports
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, and print a table."""
+    from uad.tables import benchmark_table
+
+    print(benchmark_table(bench(parse(BenchOptions, arguments, "bench"))))

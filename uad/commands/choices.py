@@ -1,0 +1,20 @@
+"""What several commands offer alike. A test holds the names to the packages that know what they mean."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import List, Literal, Optional
+
+from uad.options import about
+
+Precision = Literal["fp32", "fp16", "int8", "auto"]
+Calibrator = Literal["entropy", "percentile", "minmax"]
+Runtime = Literal["openvino", "onnxruntime"]
+Target = Literal["cpu", "tensorrt", "jetson-xavier-nx"]
+
+
+@dataclass
+class DataOptions:
+    """A folder of images in the layout of MVTec AD; see `uad.data.folder`."""
+
+    root: Path = field(metadata=about("folder of classes, or of one class"))
+    classes: Optional[List[str]] = field(default=None, metadata=about("which classes, as [a,b]; all if not given"))

@@ -1,0 +1,399 @@
+"""`uad export`: a checkpoint or a float ONNX file to an ONNX file of the asked precision."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+from engines.errors import RuntimeNotInstalled, UserError
+from export.errors import CalibrationError, ExportError
+from uad.commands.choices import Calibrator, Precision, Runtime, Target
+from uad.options import about, above_zero, at_least, flag_of, parse, positional
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from engines.metadata import ModelInfo
+    from export.calibrate import Histogram
+    from export.placement import Placement
+    from export.quantize import QuantizationReport
+    from uad.data.calibration import CalibrationImages
+    from uad.evaluation.float_layers import Choice
+    from uad.training.checkpoint import Quantization
+
+PERCENTILE = 99.99
+MAX_DROP = 0.2
+
+
+@dataclass
+class ExportOptions:
+    """Write a trained model as an ONNX file in fp32, fp16, int8 or a mixture."""
+
+    model: Path = field(metadata=positional("model.ckpt of a run, or an fp32 .onnx file of uad"))
+    out: Path = field(metadata=about("the .onnx file to write"))
+    precision: Precision = field(
+        default="fp32", metadata=about("of the backbone; auto is int8 that leaves in fp32 the layers it must")
+    )
+    calibrator: Optional[Calibrator] = field(
+        default=None, metadata=about("for int8 and auto: what chooses the ranges; percentile if not given")
+    )
+    percentile: Optional[float] = field(
+        default=None,
+        metadata=about(f"for --calibrator percentile: percent of the values not clipped; {PERCENTILE} if not given"),
+    )
+    calibration_data: Optional[str] = field(
+        default=None,
+        metadata=about("for int8 and auto: folder of good images, or of classes of them; for int8 also random-normal"),
+    )
+    calibration_images: Optional[int] = field(
+        default=None,
+        metadata=about("how many of them, spread over the classes; if not given 128, or all (for auto half of them)"),
+    )
+    calibration_classes: Optional[List[str]] = field(
+        default=None, metadata=about("which classes of that folder, as [a,b]; all if not given")
+    )
+    max_drop: Optional[float] = field(
+        default=None,
+        metadata=about(
+            "for auto: by how many points of 0.01 the rank correlation of image scores with those of fp32 may fall "
+            f"short of 1, mean over the classes, on good images that did not calibrate; {MAX_DROP} if not given"
+        ),
+    )
+    validation_data: Optional[Path] = field(
+        default=None,
+        metadata=about(
+            "for auto: folder with labelled CLASS/test images, on which the mean image AUROC may fall by --max-drop "
+            "too; layers are chosen on them, so report no accuracy on them"
+        ),
+    )
+    explain: Optional[Path] = field(
+        default=None,
+        metadata=about("for int8 and auto: folder for layers.csv, .md and .png, which name the layers that hurt"),
+    )
+    runtime: Optional[Runtime] = field(
+        default=None,
+        metadata=about("what runs the models that auto and --explain compare; the fastest installed if not given"),
+    )
+    seed: int = field(default=0, metadata=about("of the draw of calibration images"))
+    target: Target = field(
+        default="jetson-xavier-nx", metadata=about("device or runtime whose rules the file must obey")
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ExportError or UserError for what cannot be."""
+        above_zero(percentile=self.percentile)
+        at_least(1, calibration_images=self.calibration_images)
+        at_least(0, max_drop=self.max_drop, seed=self.seed)
+        if self.out.suffix != ".onnx":
+            raise ExportError(f"--out {self.out}: give a file that ends in .onnx")
+        if self.out.resolve() == self.model.resolve():
+            raise ExportError(f"--out {self.out} is the model itself: give another file")
+        for name in ("max_drop", "validation_data"):
+            if getattr(self, name) is not None and self.precision != "auto":
+                raise ExportError(f"{flag_of(name)} is for --precision auto, not {self.precision}")
+        if self.percentile is not None and self.calibrator not in (None, "percentile"):
+            raise ExportError(f"--percentile is for --calibrator percentile, not {self.calibrator}")
+        if self.explain is not None and self.precision not in ("int8", "auto"):
+            raise ExportError(f"--explain is for --precision int8 or auto, not {self.precision}")
+
+
+def export(options: ExportOptions) -> str:
+    """Write the file; returns a summary of a line or two.
+
+    Raises:
+        UserError: the model, the calibration data or the output cannot serve.
+    """
+    from engines.model_file import save_model
+    from export.check import check_model
+
+    if options.explain is not None:
+        _prepare_to_explain(options.explain)
+    source = _load(options.model)
+    if source.quantization is not None:
+        result = _with_learned_ranges(source, source.quantization, options)
+    elif options.precision == "fp16":
+        from export.float16 import to_float16
+
+        result = Result(to_float16(source.model), dataclasses.replace(source.info, precision="fp16"))
+    elif options.precision in ("int8", "auto"):
+        result = _post_training(source, options)
+    else:
+        result = Result(source.model, source.info)
+    info = dataclasses.replace(result.info, versions={**result.info.versions, **_versions()})
+    problems = check_model(result.model, options.target)
+    if problems:
+        raise ExportError(f"{options.target} would refuse the result: {'; '.join(problems)}")
+    save_model(result.model, info, options.out)
+    return f"{options.out}: {info.precision}, {options.out.stat().st_size / 1e6:.1f} MB{result.summary}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The float32 graph to start from."""
+
+    path: Path
+    model: "onnx.ModelProto"
+    info: "ModelInfo"
+    quantization: "Optional[Quantization]" = None  # the ranges it was trained with, if it was
+
+
+@dataclass(frozen=True)
+class Result:
+    """The graph to write."""
+
+    model: "onnx.ModelProto"
+    info: "ModelInfo"
+    summary: str = ""  # what to say of it
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float32 graph, equalised, and what its tensors were seen to hold."""
+
+    model: "onnx.ModelProto"
+    placement: "Placement"  # with no layer kept in float
+    histograms: "Dict[str, Histogram]"
+    amax: Dict[str, float]
+
+
+def _load(path: Path) -> Source:
+    from engines.model_file import info_of, load_model
+
+    if path.suffix == ".onnx":
+        model = load_model(path)
+        info = info_of(model, path)
+        if info.precision != "fp32":
+            raise ExportError(f"{path} is {info.precision} already: export from the checkpoint or its fp32 file")
+        return Source(path, model, info)
+    try:
+        from export.onnx import export_network
+        from uad.training.checkpoint import load_checkpoint
+        from uad.training.fold import fold
+    except ImportError as error:
+        raise RuntimeNotInstalled(
+            f"{path} needs torch ({error}): pip install '.[train]' in the folder of uad"
+        ) from error
+    checkpoint = load_checkpoint(path)
+    network = checkpoint.network
+    folded = network if checkpoint.quantization else fold(network)
+    model = export_network(folded, checkpoint.info.size, beside=network)
+    return Source(path, model, checkpoint.info, checkpoint.quantization)
+
+
+def _with_learned_ranges(source: Source, quantization: "Quantization", options: ExportOptions) -> Result:
+    """The INT8 graph of a checkpoint that was trained under fake quantization."""
+    from export.placement import place
+    from export.quantize import with_ranges
+
+    if options.precision != "int8":
+        raise ExportError(f"{source.path} was trained for int{quantization.bits}: export it with --precision int8")
+    if quantization.bits != 8:
+        raise ExportError(f"{source.path} was trained for a simulation of int{quantization.bits}: only int8 runs")
+    for name in ("calibration_data", "calibrator", "percentile", "explain"):
+        if getattr(options, name) is not None:
+            raise ExportError(f"{source.path} brings its own ranges: leave out {flag_of(name)}")
+    placement = place(source.model)
+    missing = sorted(set(placement.ranged()) - set(quantization.amax))
+    if missing:
+        raise ExportError(f"{source.path} has no range of {missing[0]}: train it again")
+    quantized, info, report = with_ranges(source.model, source.info, quantization.amax, placement)
+    return Result(quantized, info, _report_summary(report, []))
+
+
+def _post_training(source: Source, options: ExportOptions) -> Result:
+    """The INT8 or mixed graph by post-training quantization; writes the files of --explain."""
+    from export.placement import place
+    from export.quantize import with_ranges
+    from uad.data.calibration import calibration_images
+
+    is_auto = options.precision == "auto"
+    if options.calibration_data is None:
+        folder = "a folder of good images" + ("" if is_auto else ", or random-normal")
+        raise CalibrationError(f"{options.precision} needs --calibration-data: {folder}")
+    images = calibration_images(
+        source.info,
+        options.calibration_data,
+        options.calibration_images,
+        options.calibration_classes,
+        options.seed,
+        spare_half=is_auto,
+    )
+    labelled = _labelled(options.validation_data)
+    if is_auto:
+        _images_to_compare(images)  # there are enough: before the long work
+    calibrator = options.calibrator or "percentile"
+    percentile = options.percentile or PERCENTILE
+    calibrated = _calibrate(source.model, images, calibrator, percentile, every_tensor=options.explain is not None)
+    damage: Dict[str, float] = {}
+    judged_on = ""
+    if is_auto or options.explain is not None:
+        damage, judged_on = _damage(calibrated, source.info, images, options.runtime)
+    choice = None
+    max_drop = MAX_DROP if options.max_drop is None else options.max_drop
+    if is_auto:
+        choice = _choose(source, calibrated, list(damage), images, labelled, max_drop, options.runtime)
+    float_layers = choice.float_layers if choice else []
+    if options.explain is not None:
+        _explain(calibrated, damage, float_layers, judged_on, options.explain)
+    told = _choice_summary(choice, len(damage), len(_images_to_compare(images)), len(labelled)) if choice else ""
+    if choice and len(float_layers) == len(damage):
+        return Result(source.model, source.info, told)  # nothing is quantized: it stays the fp32 model
+    placement = place(calibrated.model, float_layers) if float_layers else calibrated.placement
+    quantized, info, report = with_ranges(calibrated.model, source.info, calibrated.amax, placement)
+    if float_layers:
+        info = dataclasses.replace(info, precision="mixed", float_layers=float_layers)
+    description: Dict[str, Any] = {
+        "calibrator": calibrator,
+        "percentile": percentile if calibrator == "percentile" else None,
+        "data": images.source,
+        "images": images.count,
+        "classes": sorted({sample.class_name for sample in images.samples}),
+        "seed": images.seed,
+        "dead": len(report.dead),
+    }
+    if choice:
+        description.update(max_drop=max_drop, agreement=dataclasses.asdict(choice.agreement))
+    return Result(
+        quantized, dataclasses.replace(info, calibration=description), _report_summary(report, float_layers) + told
+    )
+
+
+def _labelled(folder: Optional[Path]) -> "List[Any]":
+    from uad.data.folder import test_samples
+    from uad.evaluation.float_layers import check_labelled
+
+    return [] if folder is None else check_labelled(test_samples(folder), folder)
+
+
+def _images_to_compare(images: "CalibrationImages") -> "List[Any]":
+    """For auto: good images that did not calibrate."""
+    from uad.evaluation.float_layers import good_for_agreement
+
+    return good_for_agreement(images.spare)
+
+
+def _calibrate(
+    fp32: "onnx.ModelProto", images: "CalibrationImages", name: str, percentile: float, every_tensor: bool
+) -> Calibrated:
+    """Equalise the graph, and find the ranges of its tensors, with histograms of more where --explain wants them."""
+    from export.calibrate import calibrator
+    from export.equalize import equalize
+    from export.explain import observed_tensors
+    from export.placement import place
+    from export.quantize import collect_histograms
+    from uad.progress import progress
+
+    rule = calibrator(name, percentile=percentile)
+    model = fp32
+    if images.source == "images":  # noise says nothing of where the values of a channel end
+        with progress("Equalising", images.count) as step:
+            model = equalize(fp32, _counted(images, step))
+    placement = place(model)
+    ranged = placement.ranged()
+    with progress("Calibrating", images.count) as step:
+        names = observed_tensors(placement) if every_tensor else ranged
+        histograms = collect_histograms(model, names, _counted(images, step))
+    return Calibrated(model, placement, histograms, {name: rule(histograms[name]) for name in ranged})
+
+
+def _damage(
+    calibrated: Calibrated, info: "ModelInfo", images: "CalibrationImages", runtime: Optional[str]
+) -> Tuple[Dict[str, float], str]:
+    """Layer -> dB, the worst first, and in words on which images."""
+    from export.sensitivity import sensitivity
+    from uad.progress import progress
+
+    pixels, classes, judged_on = images.to_judge_layers()
+    layers = calibrated.placement.layers
+    with progress("Judging layers", len(layers)) as step:
+        damage = sensitivity(calibrated.model, info, calibrated.amax, layers, pixels, classes, runtime, step)
+    return damage, judged_on
+
+
+def _choose(
+    source: Source,
+    calibrated: Calibrated,
+    order: Sequence[str],
+    images: "CalibrationImages",
+    labelled: "Sequence[Any]",
+    max_drop: float,
+    runtime: Optional[str],
+) -> "Choice":
+    """The layers to leave in float; `order` has the worst first."""
+    from uad.evaluation.float_layers import Comparison, choose_float_layers, most_trials
+    from uad.progress import progress
+
+    comparison = Comparison(source.model, source.info, _images_to_compare(images), labelled, runtime)
+    with progress("Choosing layers", most_trials(len(order))) as step:
+        return choose_float_layers(calibrated.model, source.info, calibrated.amax, order, comparison, max_drop, step)
+
+
+def _prepare_to_explain(folder: Path) -> None:
+    from engines.files import make_folder
+    from export.explain import require_matplotlib
+
+    require_matplotlib()
+    make_folder(folder, flag="--explain")
+
+
+def _explain(
+    calibrated: Calibrated, damage: Dict[str, float], float_layers: Sequence[str], judged_on: str, folder: Path
+) -> None:
+    from engines.files import replacing
+    from export.explain import layer_reports, plot, write_csv
+    from uad.tables import layer_table
+
+    reports = layer_reports(
+        calibrated.model, calibrated.placement, calibrated.histograms, calibrated.amax, damage, float_layers
+    )
+    write_csv(folder / "layers.csv", reports)
+    plot(folder / "layers.png", reports)
+    with replacing(folder / "layers.md") as temporary:
+        temporary.write_text(layer_table(reports, judged_on) + "\n", encoding="utf-8")
+
+
+def _report_summary(report: "QuantizationReport", chosen: Sequence[str]) -> str:
+    summary = f"; {report.tensors} activations and {report.weights} weights in int8"
+    if report.dead:
+        summary += f" ({len(report.dead)} with dead channels)"
+    impossible = [name for name in report.float_nodes if name not in chosen]
+    if impossible:
+        summary += f"; left in float: {', '.join(impossible)}"
+    return summary
+
+
+def _choice_summary(choice: "Choice", layers: int, good: int, labelled: int) -> str:
+    """Which layers auto left in float, and the agreement reached."""
+    left = f"\n{len(choice.float_layers)} of {layers} layers left in float"
+    if choice.float_layers:
+        left += f": {', '.join(choice.float_layers)}"
+    plain = f" (plain int8: {choice.int8.spearman:.4f})"
+    left += f"\nSpearman with fp32 {choice.agreement.spearman:.4f}{plain}, on {good} good images not used to calibrate"
+    if choice.agreement.auroc_drop is not None:
+        plain = f" (plain int8: {100 * choice.int8.auroc_drop:.2f})" if choice.int8.auroc_drop is not None else ""
+        drop = f"{100 * choice.agreement.auroc_drop:.2f} points{plain}"
+        left += f"\nmean image AUROC falls by {drop}, on {labelled} labelled images"
+    return left
+
+
+def _counted(images: "Iterable[np.ndarray]", step: Callable[[], object]) -> "Iterator[np.ndarray]":
+    for image in images:
+        yield image
+        step()
+
+
+def _versions() -> Dict[str, str]:
+    found = {}
+    for name in ("uad", "onnx", "onnxruntime", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError as error:
+            raise UserError(f"{name} is not installed: pip install {name}") from error
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Export, and print the summary."""
+    print(export(parse(ExportOptions, arguments, "export")))

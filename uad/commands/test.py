@@ -1,0 +1,82 @@
+"""`uad test`: how right a model is on test images, and how far it agrees with another."""
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence
+
+from engines import Engine
+from engines.errors import UserError
+from engines.files import write_json
+from uad.commands.choices import DataOptions, Runtime
+from uad.options import about, at_least, parse, positional
+
+
+@dataclass
+class TestOptions:
+    """Measure how right a model is on test images."""
+
+    __test__ = False  # for pytest
+
+    model: Path = field(metadata=positional(".ckpt or .onnx file"))
+    data: DataOptions
+    runtime: Optional[Runtime] = field(
+        default=None, metadata=about("what runs .onnx files; the fastest that is installed if not given")
+    )
+    threads: Optional[int] = field(
+        default=None, metadata=about("how many CPU threads run the model; as many as the runtime likes if not given")
+    )
+    batch: int = field(default=1, metadata=about("how many images the model is given at once"))
+    reference: Optional[Path] = field(default=None, metadata=about("another model, to compare the scores with"))
+    scores: Optional[Path] = field(default=None, metadata=about("CSV file to write every score to"))
+    json: Optional[Path] = field(default=None, metadata=about("JSON file to write the figures to"))
+
+    def __post_init__(self) -> None:
+        """Raise UserError for what cannot be."""
+        at_least(1, batch=self.batch, threads=self.threads)
+
+
+def test(options: TestOptions) -> Dict[str, Any]:
+    """Test a model; the report has the keys that README names, and is written where the options say.
+
+    Raises:
+        UserError: a model, an image or an output cannot serve.
+    """
+    from uad.data.folder import check_samples, test_samples
+    from uad.evaluation.evaluate import evaluate, write_scores
+    from uad.open import open_engine
+    from uad.progress import progress
+
+    root = options.data.root
+    samples = test_samples(root, options.data.classes)
+    if not samples:
+        raise UserError(f"{root} holds no test images: expected CLASS/test/good and CLASS/test/<defect>")
+    with contextlib.ExitStack() as stack:
+
+        def opened(path: Path) -> Engine:
+            engine = open_engine(path, options.runtime, batch=options.batch, threads=options.threads)
+            return stack.enter_context(engine)
+
+        engine = opened(options.model)
+        reference = None if options.reference is None else opened(options.reference)
+        with progress("Checking images", len(samples)) as step:
+            check_samples(samples, step)
+        with progress("Testing", len(samples)) as step:
+            evaluation = evaluate(engine, samples, reference, step)
+        report = {"model": str(options.model), "runtime": engine.runtime, "precision": engine.info.precision}
+        report.update(evaluation.report)
+    if options.scores is not None:
+        write_scores(options.scores, evaluation.images)
+    if options.json is not None:
+        write_json(options.json, report)
+    return report
+
+
+test.__test__ = False  # type: ignore[attr-defined]  # for pytest
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Test, and print a table."""
+    from uad.tables import accuracy_table
+
+    print(accuracy_table(test(parse(TestOptions, arguments, "test"))))

@@ -1,0 +1,36 @@
+"""Batches of good images, as every model gets them."""
+
+import dataclasses
+from typing import Iterator, List, NamedTuple
+
+import torch
+from torch import Tensor
+
+from uad.progress import progress
+
+BATCH = 16  # images that are looked at together outside of training
+
+
+class Batch(NamedTuple):
+    """Some images and their classes."""
+
+    image: Tensor  # (N, H, W, 3) uint8, RGB
+    label: Tensor  # (N,) int64, index of each image's class
+
+
+@dataclasses.dataclass(frozen=True)
+class GoodImages:
+    """Good images of every class, for what a model must know of them. Each pass over it shows its progress."""
+
+    image: Tensor  # (N, H, W, 3) uint8, RGB
+    label: Tensor  # (N,) int64
+    classes: List[str]  # their names, by index
+    title: str = "Reading good images again"  # of the progress bar
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of at most `BATCH` images."""
+        with progress(self.title, len(self.image)) as step:
+            for image, label in zip(torch.split(self.image, BATCH), torch.split(self.label, BATCH)):
+                yield Batch(image, label)
+                for _ in label:
+                    step()

@@ -1,0 +1,114 @@
+"""What a model is: the contract between the files of `uad.models` and training, quantization and export."""
+
+import abc
+from typing import Any, Dict, Iterable, Sequence
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from engines.errors import UserError
+from uad.data.batches import Batch, GoodImages
+from uad.errors import TrainingError
+
+
+class Model(LightningModule, abc.ABC):
+    """Learns from good images to tell what is not good.
+
+    Attributes:
+        network: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, h, w), float32, both >= 0; higher is more
+            anomalous, and the score is a mean of map pixels. It is exactly what is exported. Its children `normalize`
+            and `head` stay in float32. The parts between them can be traced by torch.fx, are folded and quantized, and
+            know nothing of it. What only training needs, such as an attention block, belongs to the model instead.
+        config: the arguments of the constructor, plain values.
+        description: what `engines.ModelInfo` says of the network: model, backbone, map_stride, mean and std.
+        image_multiple: H and W are multiples of it, pixels.
+        quantization: how it was quantized while it trained (`uad.training.checkpoint.Quantization`), or None.
+        images_of_each_class: how many training images of a class `prepare` and `fit_readout` are given at most.
+    """
+
+    network: nn.Module
+    config: Dict[str, Any]
+    description: Dict[str, Any]
+    image_multiple: int
+    quantization: Any = None
+    images_of_each_class = 200
+
+    @classmethod
+    def from_config(cls, config: Dict[str, Any]) -> "Model":
+        """The model that a checkpoint describes, which opens no file: the checkpoint holds the weights."""
+        return cls(**dict(config, weights="none"))
+
+    @abc.abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch of good images, a scalar."""
+
+    @abc.abstractmethod
+    def prepare(self, good: GoodImages) -> None:
+        """Before training: fit what must be known of training images to learn."""
+
+    @abc.abstractmethod
+    def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
+        """After training: fit what the head must know of good images to judge.
+
+        Args:
+            training: images that were trained on.
+            held_out: images that were not.
+        """
+
+    def state_to_save(self) -> Dict[str, Tensor]:
+        """What model.ckpt holds: the state of the network."""
+        return dict(self.network.state_dict())
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
+        """One step.
+
+        Raises:
+            TrainingError: the loss is not a number.
+        """
+        loss = self._finite(self.loss(Batch(*batch)))
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Sequence[Tensor], index: int) -> None:
+        """The loss on held-out good images.
+
+        Raises:
+            TrainingError: the loss is not a number.
+        """
+        self.log("val_loss", self._finite(self.loss(Batch(*batch))), prog_bar=True)
+
+    def _finite(self, loss: Tensor) -> Tensor:
+        if not loss.isfinite():
+            kept = f"epoch {self.current_epoch - 1} is kept in last.ckpt" if self.current_epoch else "nothing is kept"
+            raise TrainingError(f"the loss is not a number in epoch {self.current_epoch}: lower --model.lr; {kept}")
+        return loss
+
+    def one_cycle(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Any:
+        """AdamW with one cycle of the learning rate over the whole training (Smith and Topin, 2018), for Lightning.
+
+        Args:
+            parameters: to train.
+            lr: the greatest learning rate.
+            weight_decay: of AdamW.
+
+        Raises:
+            UserError: there will be no step, or no end of them.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if not 1 <= steps < float("inf"):
+            raise UserError("the settings of --trainer leave no number of steps: give --trainer.max_epochs at least 1")
+        optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=int(steps), pct_start=0.15)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+
+def not_negative(**values: float) -> None:
+    """Check settings of a model by their names.
+
+    Raises:
+        UserError: one is negative.
+    """
+    for name, value in values.items():
+        if value < 0:
+            raise UserError(f"--model.{name} {value}: give a number that is not negative")

@@ -1,0 +1,165 @@
+"""Training: a model learns from an image folder, is fitted to good images, and becomes a checkpoint with thresholds.
+
+RUN/config.yaml    every setting, as resolved
+RUN/train.csv      losses of each epoch
+RUN/last.ckpt      Lightning's own, after each epoch: what `uad fit --resume RUN` goes on from
+RUN/best.ckpt      the same, of the epoch with the least loss on held-out good images
+RUN/model.ckpt     the trained model: from the best epoch, with thresholds
+RUN/metrics.json   its accuracy on the test images; null where there are none
+"""
+
+import copy
+import logging
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import numpy as np
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from engines.errors import UserError
+from engines.files import make_folder, replacing, write_json
+from engines.images import RESIZE_RULE
+from engines.metadata import ModelInfo
+from uad.data.batches import BATCH
+from uad.data.folder import test_samples
+from uad.data.module import AnomalyData
+from uad.errors import TrainingError
+from uad.evaluation.evaluate import evaluate
+from uad.evaluation.metrics import threshold_at
+from uad.models.backbones import load_safely
+from uad.models.base import Model
+from uad.progress import progress
+from uad.training.callbacks import EpochTable, keep_rows, one_checkpoint
+from uad.training.checkpoint import save_checkpoint
+from uad.training.settings import Setup
+from uad.training.torch_engine import TorchEngine
+
+
+def train(setup: Setup, out: Path, false_positive_rate: float, settings: Dict[str, Any], resume: bool) -> Path:
+    """Train a model into the folder of a run; returns the path of model.ckpt.
+
+    Args:
+        setup: what trains.
+        out: the folder.
+        false_positive_rate: part of the held-out good images that may score above their threshold.
+        settings: for config.yaml; plain values.
+        resume: go on from last.ckpt.
+
+    Raises:
+        UserError: bad data, settings that do not go together, or a loss that is not a number.
+    """
+    quieten()
+    model, data = setup.model, setup.data
+    _check_size(model, data)
+    data.check()
+    make_folder(out)
+    if resume:
+        keep_rows(out / "train.csv", load_safely(out / "last.ckpt"))
+    else:
+        for name in ("best.ckpt", "last.ckpt", "model.ckpt", "metrics.json", "train.csv"):
+            (out / name).unlink(missing_ok=True)
+        with replacing(out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        model.prepare(data.some_for_training(model.images_of_each_class, "Preparing"))
+    is_quantized = model.quantization is not None
+    if not (is_quantized and setup.trainer.max_epochs == 0):  # then the quantizers are all that is wanted
+        _learn(setup, out, resume, keep_start=is_quantized and not resume)
+    return finish(model, data, false_positive_rate, out)
+
+
+def _check_size(model: Model, data: AnomalyData) -> None:
+    multiple = model.image_multiple
+    if any(side % multiple or side < 2 * multiple for side in data.size):
+        wanted = f"multiples of {multiple}, at least {2 * multiple}"
+        raise UserError(f"--data.image_size {data.image_size}: this model takes {wanted}")
+
+
+def _learn(setup: Setup, out: Path, resume: bool, keep_start: bool) -> None:
+    """Train, and take the weights of the best epoch, or with `keep_start` those from before if they were better.
+
+    Raises:
+        TrainingError: there was no epoch.
+    """
+    model, data, trainer = setup.model, setup.data, setup.trainer
+    best = one_checkpoint(out, "best", "val_loss")
+    if keep_start:
+        start = copy.deepcopy(model.state_dict())
+        (before,) = trainer.validate(model, datamodule=data, verbose=False)
+    # The table is written first: a row is there for every epoch that last.ckpt knows of.
+    trainer.callbacks += [EpochTable(out / "train.csv"), best, one_checkpoint(out, "last", None)]  # type: ignore[attr-defined]
+    _run_trainer(setup, str(out / "last.ckpt") if resume else None)
+    if not best.best_model_path:
+        raise TrainingError("no epoch was trained: give --trainer.max_epochs at least 1")
+    if keep_start:
+        assert best.best_model_score is not None  # there is a best_model_path
+        after = float(best.best_model_score)
+        print(f"val_loss {before['val_loss']:.4g} before training, {after:.4g} after")
+        if not after < before["val_loss"]:
+            print("training did not help: the weights from before it are kept")
+            model.load_state_dict(start)
+            return
+    model.load_state_dict(load_safely(out / "best.ckpt")["state_dict"])
+
+
+def _run_trainer(setup: Setup, last: Optional[str]) -> None:
+    """Run Lightning's training loop.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; Lightning itself would leave without a word.
+        UserError: the settings do not go together.
+    """
+    try:
+        setup.trainer.fit(setup.model, datamodule=setup.data, ckpt_path=last, weights_only=True)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+
+
+def finish(model: Model, data: AnomalyData, false_positive_rate: float, out: Path) -> Path:
+    """Fit the read-out to good images, choose thresholds, write model.ckpt and metrics.json."""
+    model.cpu().eval()
+    held_out = data.held_out_good("Choosing thresholds")
+    model.fit_readout(data.some_for_training(model.images_of_each_class, "Fitting the read-out"), held_out)
+    with torch.inference_mode():
+        scores = np.concatenate([model.network(image)[0].numpy() for image, _ in held_out])
+    names = [held_out.classes[label] for label in held_out.label]
+    height, width = data.size
+    info = ModelInfo(
+        **model.description,
+        classes=held_out.classes,
+        thresholds={
+            name: threshold_at(scores[[other == name for other in names]], false_positive_rate)
+            for name in held_out.classes
+        },
+        threshold=threshold_at(scores, false_positive_rate),
+        threshold_rule=f"at most {false_positive_rate:.1%} of the held-out good images score above it",
+        height=height,
+        width=width,
+        resize=RESIZE_RULE,
+        versions={name: version(name) for name in ("torch", "torchvision", "lightning")},
+    )
+    path = out / "model.ckpt"
+    save_checkpoint(path, model.state_to_save(), model.config, info, model.quantization)
+    samples = test_samples(data.root, data.classes)
+    with progress("Testing", len(samples)) as step:
+        report = evaluate(TorchEngine(path, batch=BATCH), samples, progress=step).report
+    write_json(out / "metrics.json", report)
+    return path
+
+
+def quieten() -> None:
+    """Remarks of Lightning that do not concern a user of uad."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # images are in memory: workers would only copy them
+        ".*exists and is not empty.*",
+        ".*in eval mode at the start of training.*",  # the teacher, on purpose
+        ".*treespec, LeafSpec.*",  # torch's own, from inside Lightning
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,158 @@
+"""Quantization-aware training: fine-tuning under fake quantization."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Dict, List, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.errors import UserError
+from engines.graph import constants, in_backbone
+from export.calibrate import calibrator as calibrator_of
+from export.equalize import equalize
+from export.onnx import export_network
+from export.placement import CONVOLUTIONS, place
+from export.quantize import collect_histograms
+from uad.data.batches import Batch, GoodImages
+from uad.errors import CheckpointError
+from uad.models.base import Model, not_negative
+from uad.training.checkpoint import Quantization, load_checkpoint
+from uad.training.fake_quant import float_state, insert_quantizers, module_path
+from uad.training.fold import fold, parts_of
+
+FAINT = 1e-3  # added to anomaly maps before their root is taken, whose slope at 0 has no bound
+
+
+class QuantizationAware(Model):
+    """Fine-tunes a trained model under fake quantization, so that it judges as it did in float.
+
+    The loss compares two anomaly maps of good images: that of the quantized network, and that of the float network it
+    was made from. It is the mean squared difference of their square roots, because a map is a sum of squares.
+
+    What the model trained before is trained again; what was frozen stays frozen. Both are quantized as they will be
+    deployed, so a student makes up for its teacher's rounding as well as for its own. Gradients pass rounding straight
+    through and stop at clipped values. Ranges of activations stay those of the calibrator; those of weights follow the
+    weights. The head, and what it knows of good images, stays as it is.
+
+    Args:
+        ckpt: the model.ckpt of a run, in float.
+        lr: the greatest learning rate of the cycle.
+        calibrator: what chooses the ranges: entropy, percentile or minmax.
+        percentile: for percentile: percent of the values not clipped.
+        calibration_images: how many training images the ranges come from, spread over the classes.
+        bits: of the integers. Only 8 runs on a device; other widths are for study.
+        quantized_teacher: false leaves in float, while training, what is not trained, for comparison.
+
+    Raises:
+        UserError: a checkpoint that cannot serve, or a setting out of range.
+    """
+
+    def __init__(
+        self,
+        ckpt: Path,
+        lr: float = 1e-4,
+        calibrator: Literal["entropy", "percentile", "minmax"] = "percentile",
+        percentile: float = 99.99,
+        calibration_images: int = 128,
+        bits: int = 8,
+        quantized_teacher: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 2 <= bits <= 8:
+            raise UserError(f"--model.bits {bits}: give 2 to 8")
+        not_negative(lr=lr)
+        if calibration_images < 1:
+            raise UserError(f"--model.calibration_images {calibration_images}: give at least 1")
+        self._rule = calibrator_of(calibrator, percentile=percentile, bits=bits)
+        start = load_checkpoint(ckpt)
+        if start.quantization is not None:
+            raise CheckpointError(f"{ckpt} is quantized already: give the model.ckpt of the float run it came from")
+        self.ckpt = ckpt
+        self.start = start.info
+        self.config = start.config
+        self.lr = lr
+        self.bits = bits
+        self.image_multiple = 1  # the size is that of `start`
+        self.images_of_each_class = -(-calibration_images // len(start.info.classes))
+        self.quantized_teacher = quantized_teacher
+        self.reference = fold(start.network).requires_grad_(False)
+        self.network = fold(start.network)
+        self.trained = [name for name in parts_of(self.network) if _is_trained(getattr(self.network, name))]
+        self.quantization = Quantization(bits, {})
+        self.description = {
+            name: getattr(start.info, name) for name in ("model", "backbone", "map_stride", "mean", "std")
+        }
+        self.description["precision"] = f"int{bits} simulated"
+        self.description["calibration"] = {
+            "calibrator": calibrator,
+            "percentile": percentile if calibrator == "percentile" else None,
+            "data": "images",
+            "images": 0,  # and more, once there are any
+        }
+
+    @torch.no_grad()
+    def prepare(self, good: GoodImages) -> None:
+        """Equalise, calibrate and insert the quantizers."""
+        images: List[np.ndarray] = [image.numpy() for batch in good for image in batch.image]
+        self.description["calibration"].update(images=len(images), classes=self.start.classes)
+        model = equalize(export_network(self.network, self.start.size), images)
+        values = constants(model)
+        for node in model.graph.node:
+            if node.op_type in CONVOLUTIONS and in_backbone(node):
+                module = self.network.get_submodule(module_path(node.name))
+                for parameter, name in zip((module.weight, module.bias), node.input[1:]):
+                    assert isinstance(parameter, Tensor)
+                    parameter.copy_(torch.from_numpy(values[name].copy()))
+        histograms = collect_histograms(model, place(model).ranged(), images)
+        self._quantize({name: self._rule(histogram) for name, histogram in histograms.items()})
+
+    def _quantize(self, amax: Dict[str, float]) -> None:
+        self.quantization = Quantization(self.bits, amax)
+        parts = None if self.quantized_teacher else self.trained
+        insert_quantizers(self.network, self.start.size, self.quantization, parts)
+        self.network.to(memory_format=torch.channels_last)
+        self.reference.to(memory_format=torch.channels_last)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See the class."""
+        with torch.no_grad():
+            _, expected = self.reference(batch.image)
+        _, anomaly_map = self.network(batch.image)
+        return F.mse_loss(_root(anomaly_map), _root(expected))
+
+    def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
+        """The read-out stays that of the float network."""
+
+    def configure_optimizers(self) -> Any:
+        """What the float model trained."""
+        parameters = [parameter for name in self.trained for parameter in getattr(self.network, name).parameters()]
+        return self.one_cycle(parameters, self.lr, 0.0)
+
+    def on_train_end(self) -> None:
+        """Note in the description how long it was trained."""
+        self.description["calibration"]["trained_steps"] = self.trainer.global_step
+
+    def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        """Keep the ranges in Lightning's checkpoint: resuming does not calibrate again."""
+        checkpoint["quantization"] = dataclasses.asdict(self.quantization)
+
+    def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        """Insert the quantizers before Lightning loads their state."""
+        if not self.quantization.amax:
+            self._quantize(checkpoint["quantization"]["amax"])
+
+    def state_to_save(self) -> Dict[str, Tensor]:
+        """That of the folded float network: the ranges stand beside it in the checkpoint."""
+        return float_state(self.network)
+
+
+def _root(anomaly_map: Tensor) -> Tensor:
+    """The square root of a map; what rounding may have put below 0 counts as 0."""
+    return (anomaly_map.clamp_min(0.0) + FAINT).sqrt()
+
+
+def _is_trained(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())

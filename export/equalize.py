@@ -6,10 +6,11 @@ multiplies its filters and bias by that factor and the convolution behind it div
 front of depthwise convolutions only: their weights have a scale for each channel anyway and lose nothing, while the
 ranges of the channels that they read differ by orders of magnitude.
 
-The factors come from calibration images: they bring every channel to the range of the widest. They are at least 1, so a
-Relu in between changes nothing. A Clip (ReLU6) now cuts every channel off where its values on those images end, as INT8
-with a range for each channel would: the float graph itself is no longer quite the same on other images. A margin above
-those values would undo the gain; enough images, of every class, are what helps.
+The factors come from calibration images. They bring every channel to the range of the widest one: a channel that
+reaches 0.5 beside one that reaches 6 is multiplied by 12. A Relu in between changes nothing, because no factor is
+negative. A Clip at 6 (ReLU6) does: it now cuts the first channel off at 0.5, where its values on those images ended. So
+on other images the float graph is no longer quite what it was. A margin above those values would undo the gain; what
+helps is enough images of every class.
 """
 
 from typing import Dict, Iterable, List, Tuple

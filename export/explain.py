@@ -1,9 +1,9 @@
 """Which layers INT8 hurts, and why: for every reader of a quantized tensor, what is clipped, and what noise is added.
 
-What is said of activations comes from the histograms that calibration collected, not from a second pass over the
-images. Values are taken to lie evenly within a bin, but those of the first bin to be 0, which most are after a ReLU. A
-bin is 1/4096 of the histogram's limit, mostly a small part of a step of INT8, and calibrators put amax on a border of
-bins, so the figures are exact to a bin.
+The figures of activations come from the histograms that calibration collected: the images are not read again. A bin is
+1/4096 of a histogram's limit, mostly a small part of a step of INT8. Values are taken to lie evenly within their bin.
+Values in the first bin are taken to be 0, as most are after a ReLU. Calibrators put amax on a border between bins, so
+the part that is clipped is exact to a bin.
 """
 
 import csv

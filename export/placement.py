@@ -7,9 +7,9 @@ measured to be the fastest on OpenVINO too:
 2. its weights, one scale for each output channel; its bias stays in float;
 3. the skip branch of a residual Add, so that the Add fuses with the convolution on the other branch. Nothing between
    that convolution and its Add or activation (NVIDIA/TensorRT#1992, #4412);
-4. the input of a MaxPool whose output is quantized, with the scale of the output: pooling then runs in INT8, and
-   changes nothing, because rounding and taking the maximum commute. Not where a float convolution or Add reads that
-   output too: quantized values would reach it through the pool.
+4. the input of a MaxPool, if only quantized nodes read its output. It takes the scale of that output. Pooling then
+   runs in INT8 and changes no value: the maximum of rounded numbers is the rounded maximum. If a float convolution or
+   Add reads the output too, the pool stays in float, because that reader wants values that are not rounded.
 
 Where a convolution is kept in float on request, rules 1 and 2 pass it over, and so does rule 3 the Add it fuses with.
 

@@ -1,4 +1,4 @@
-"""The README says what the results say, and every config can be read."""
+"""The README says what the results say, its Python runs, and every config can be read."""
 
 import sys
 from pathlib import Path
@@ -35,3 +35,28 @@ def test_every_config_gives_a_model(config: Path, tmp_path: Path) -> None:
         start = ["--ckpt", str(tmp_path / "run" / "model.ckpt"), "--out", str(tmp_path / "quantized")]
         assert cli.main(["fit", "--config", str(config), *small, *start]) == 0
     assert (tmp_path / ("quantized" if is_quantized else "run") / "model.ckpt").is_file()
+
+
+def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning", reason="training is not installed")
+    from image_folders import make_class, noise, save
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    training, line = (part.split("```")[0] for part in text.split("```python\n")[1:])
+    # Small, and without the hub.
+    for given, small in (
+        ('"backbone": "mobilenet_v2"', '"backbone": "mobilenet_v2", "weights": "none"'),
+        ('{"root": "IMAGES"}', '{"root": "IMAGES", "image_size": 64}'),
+        ('"max_epochs": 6', '"max_epochs": 1'),
+    ):
+        assert given in training
+        training = training.replace(given, small)
+    monkeypatch.chdir(tmp_path)
+    make_class(Path("IMAGES"), "gear")
+    save(noise(0), Path("PHOTOS/a.png"))
+    save(noise(0), Path("photo.png"))
+    found: dict[str, object] = {}
+    exec(training, found)
+    exec(line, found)
+    assert Path("RESULTS/predictions.csv").is_file() and Path("RUN/model.ckpt").is_file()
+    assert found["prediction"].score.shape == (1,)  # type: ignore[attr-defined]

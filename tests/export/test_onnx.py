@@ -129,3 +129,76 @@ def test_layer_that_torch_cannot_export_is_an_export_error(layer: type) -> None:
     with pytest.raises(ExportError, match="torch cannot export this model") as error:
         export_network(network(layer()), (8, 8))
     assert "\n" not in str(error.value)
+
+
+# A graph that would lie is not made --------------------------------------------------------------------------------
+
+
+class Rooted(Network):
+    """Computes something itself, where no child's name says whether it is backbone or head."""
+
+    def forward(self, image):  # type: ignore[no-untyped-def]
+        return self.head(self.teacher(self.normalize(image)) * 2)
+
+
+class Branching(nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return x if x.mean() > 0 else -x
+
+
+class OtherWhenTraced(nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return x * (2.0 if torch.jit.is_tracing() else 1.0)
+
+
+class OneImageOnly(nn.Module):  # type: ignore[misc,name-defined]
+    """Folds the batch into one row when it is traced, so that only batches of one would be right."""
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return x + x.mean(dim=0, keepdim=True) if torch.jit.is_tracing() else x + x
+
+
+class NotFinite(nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return x / torch.zeros_like(x)
+
+
+def rooted() -> Rooted:
+    made = Rooted([])
+    made.load_state_dict(network().state_dict())
+    return made.eval()
+
+
+def ending(layer: nn.Module) -> Network:
+    made = network()
+    made.teacher.append(layer)
+    return made
+
+
+def test_an_operation_of_the_network_itself_is_refused() -> None:
+    with pytest.raises(ExportError, match="/Mul is computed by the network itself: move it into one of normalize"):
+        export_network(rooted(), (8, 8))
+
+
+def test_what_tracing_would_lose_is_refused_with_its_place() -> None:
+    with pytest.raises(ExportError, match=r"test_onnx.py:\d+ cannot be traced: Converting a tensor to a Python bool"):
+        export_network(ending(Branching()), (8, 8))
+
+
+@pytest.mark.parametrize("layer", [OtherWhenTraced, OneImageOnly])
+def test_a_graph_that_computes_something_else_is_refused(layer: type) -> None:
+    with pytest.raises(ExportError, match="of the graph is not that of torch: it differs by"):
+        export_network(ending(layer()), (8, 8))
+
+
+def test_a_graph_is_held_to_another_network_where_that_is_given() -> None:
+    other = network()
+    with torch.no_grad():
+        other.teacher[0].weight.mul_(1.1)
+    with pytest.raises(ExportError, match="is not that of torch"):
+        export_network(network(), (8, 8), beside=other)
+
+
+def test_a_network_that_gives_no_number_is_refused() -> None:
+    with pytest.raises(ExportError, match="the score of a test image is not finite"):
+        export_network(ending(NotFinite()), (8, 8))

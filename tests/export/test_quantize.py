@@ -424,3 +424,10 @@ def test_random_normal_images_have_the_mean_and_deviation_of_imagenet() -> None:
     np.testing.assert_allclose(images.mean(0), MEAN.ravel(), atol=2.0)
     np.testing.assert_allclose(images.std(0), STD.ravel(), rtol=0.05)
     assert images.min() == 0 and images.max() == 255
+
+
+def test_random_normal_images_have_the_mean_and_deviation_that_the_backbone_wants() -> None:
+    info = tiny_info(height=64, width=64, mean=[0.5, 0.5, 0.2], std=[0.1, 0.1, 0.02])
+    pixels = np.concatenate(list(random_normal_images(info, 8, 0))).reshape(-1, 3)
+    np.testing.assert_allclose(pixels.mean(0), [127.5, 127.5, 51.0], atol=0.5)
+    np.testing.assert_allclose(pixels.std(0), [25.5, 25.5, 5.1], rtol=0.02)

@@ -117,7 +117,7 @@ class QuantizationAware(Model):
         self.reference.to(memory_format=torch.channels_last)
 
     def loss(self, batch: Batch) -> Tensor:
-        """See the class."""
+        """How far the quantized map is from the float one; see the class for why the root is taken."""
         with torch.no_grad():
             _, expected = self.reference(batch.image)
         _, anomaly_map = self.network(batch.image)

@@ -128,4 +128,5 @@ def _parser(kind: Type[Model], with_trainer: bool) -> Any:
 def _groups(parser: Any) -> str:
     """The help of a parser without its usage, of which the groups are what a user reads."""
     text: str = parser.format_help()
-    return text[text.index("\n\n") :].strip("\n")
+    lines = text[text.index("\n\n") :].strip("\n").splitlines()
+    return "\n".join(line for line in lines if not line.endswith("Path to a configuration file."))

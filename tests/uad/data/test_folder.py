@@ -145,3 +145,14 @@ def test_a_mask_is_resized_by_nearest_neighbour(tmp_path: Path) -> None:
     resized = folder.read_mask(tmp_path / "mask.png", (8, 8))
     assert resized.dtype == bool
     np.testing.assert_array_equal(resized, np.kron(mask, np.ones((2, 2))) > 0)
+
+
+def test_what_is_held_out_of_a_class_does_not_depend_on_the_other_classes(tmp_path: Path) -> None:
+    for name in ("bolt", "nut", "screw"):
+        make_class(tmp_path, name, train=20)
+    everything = folder.hold_out(folder.train_samples(tmp_path), 0.2, seed=3)[1]
+    for name in ("nut", "screw"):
+        alone = folder.hold_out(folder.train_samples(tmp_path, [name]), 0.2, seed=3)[1]
+        assert alone == [sample for sample in everything if sample.class_name == name]
+    places = [[int(s.path.stem) for s in everything if s.class_name == name] for name in ("nut", "screw")]
+    assert places[0] != places[1]  # no class has the split of another

@@ -203,3 +203,60 @@ def test_folded_state_is_loaded_by_a_network_that_is_folded_anew(network: Any, f
     other.load_state_dict(folded.state_dict())
     with torch.no_grad():
         assert_close(other(IMAGES)[1], folded(IMAGES)[1])
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x: nn.functional.max_pool2d(x, 2), "calls max_pool2d as a function: make it a nn.MaxPool2d"),
+        (lambda x: torch.max_pool2d(x, 2), "calls max_pool2d as a function"),
+        (lambda x: nn.functional.conv2d(x, torch.ones(3, 3, 1, 1)), "calls conv2d as a function: make it a nn.Conv2d"),
+        (lambda x: torch.add(x, x, alpha=2), "student adds with alpha: multiply first"),
+    ],
+)
+def test_a_function_that_quantization_would_need_a_name_for_is_refused(function: Any, said: str) -> None:
+    class Functional(nn.Module):  # type: ignore[misc,name-defined]
+        def forward(self, x: Any) -> Any:
+            return function(x)
+
+    with pytest.raises(ExportError, match=said):
+        fold(Whole(Functional()))
+
+
+def test_additions_by_method_get_a_name_too() -> None:
+    class InPlace(nn.Module):  # type: ignore[misc,name-defined]
+        def forward(self, x: Any) -> Any:
+            return (x * 2).add_(x).add(x)
+
+    made = fold(Whole(InPlace()))
+    assert sum(isinstance(module, Add) for module in made.modules()) == 2
+    x = torch.randn(2, 3, 8, 8)
+    assert_close(made(x), 4 * x)
+
+
+class Ensemble(nn.Module):  # type: ignore[misc,name-defined]
+    """Several students, which have no forward in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = nn.Identity()
+        self.students = nn.ModuleList(Twice() for _ in range(2))
+        self.head = nn.Identity()
+
+    def forward(self, x: Any) -> Any:
+        return self.head(torch.stack([student(x) for student in self.students]))
+
+
+def test_every_member_of_a_list_of_students_is_folded() -> None:
+    torch.manual_seed(0)
+    network = randomize(Ensemble())
+    made = fold(network)
+    assert not [layer for layer in made.modules() if isinstance(layer, nn.BatchNorm2d)]
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert_close(made(x), network(x))
+
+
+def test_a_part_without_forward_is_named() -> None:
+    with pytest.raises(ExportError, match="student is a ModuleDict, which has no forward of its own"):
+        fold(Whole(nn.ModuleDict({"a": nn.Conv2d(3, 3, 1)})))

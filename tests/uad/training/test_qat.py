@@ -264,6 +264,22 @@ def activation_ranges(model: Any) -> dict[str, float]:
     return {name: float(each.amax) for name, each in found.items() if each is not None}
 
 
+def test_a_map_that_rounding_put_below_0_has_a_loss_and_a_gradient(prepared: dict[str, Any]) -> None:
+    class Below(nn.Module):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(-0.5))
+
+        def forward(self, image: Any) -> Any:
+            return self.value.expand(len(image)), self.value.expand(len(image), 8, 8)
+
+    model = copy.deepcopy(prepared["resnet18"])
+    model.network = Below()
+    loss = model.loss(Batch(*BATCH))
+    loss.backward()
+    assert loss.isfinite() and model.network.value.grad.isfinite()
+
+
 # (c) Dead channels ----------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,8 @@ def test_a_few_steps_on_real_images_reach_int8(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores(run / "fp32.onnx", root), checkpoint, rtol=1e-3)
     report = tmp_path / "report.json"
     test = ["test", str(run / "int8.onnx"), "--reference", str(run / "fp32.onnx"), "--data.root", str(root)]
-    assert cli.main([*test, "--json", str(report)]) == 0
+    # ONNX Runtime: OpenVINO's INT8 sums saturate at 16 bits on x86 without VNNI.
+    assert cli.main([*test, "--runtime", "onnxruntime", "--json", str(report)]) == 0
     assert json.loads(report.read_text())["agreement"]["spearman"] > 0.9
 
 

@@ -69,6 +69,8 @@ def set_up(
         checked = _parser(kind, True).parse_object({"model": settings, "data": data, "trainer": trainer}).as_dict()
     except ArgumentError as error:
         raise UserError(f"{' '.join(str(error).split())} (see uad fit --help)") from error
+    # As given: 1 is one batch and 1.0 all of them, and a check against Union[int, float] may turn one into the other.
+    checked["trainer"].update(trainer)
     seed_everything(seed, verbose=False)
     start = {} if ckpt is None else {"ckpt": ckpt}
     try:

@@ -6,12 +6,13 @@
         seconds: float = field(default=3.0, metadata=about("how long to measure each model, seconds"))
 
 Field `calibration_data` is the flag `--calibration-data`; a field that is a dataclass itself, such as `data`, becomes
-`--data.root` and so on. A dataclass checks its values in `__post_init__`, so that Python is refused what the command
-line is refused.
+`--data.root` and so on. A dataclass checks its values in `__post_init__`, by `settle` and by rules of its own, so that
+Python is refused what the command line is refused.
 """
 
 import dataclasses
-from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar, cast, get_type_hints
+from pathlib import Path
+from typing import Any, Dict, List, Literal, Optional, Sequence, Type, TypeVar, cast, get_type_hints
 
 from engines.errors import UserError
 
@@ -40,9 +41,9 @@ def parse(kind: Type[T], arguments: Sequence[str], command: str) -> T:
         UserError: a mistake, in one line.
         SystemExit: --help was asked for.
     """
-    parser = parser_of(kind, command)
     from jsonargparse import ArgumentError
 
+    parser = parser_of(kind, command)
     try:
         given = parser.parse_args(list(arguments)).as_dict()
     except ArgumentError as error:
@@ -60,6 +61,24 @@ def parser_of(kind: Type[Any], command: str) -> Any:
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     _add_fields(parser, kind, "")
     return parser
+
+
+def settle(options: Any) -> None:
+    """Check what a dataclass says of its fields, for whoever makes one in Python: choices, and paths given as text.
+
+    Raises:
+        UserError: a value is none of the choices of its field.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        inside = [hint, *getattr(hint, "__args__", ())]  # of Optional[X] and List[X] too
+        choices = [each for kind in inside if getattr(kind, "__origin__", None) is Literal for each in kind.__args__]
+        if choices and value is not None and value not in choices:
+            raise UserError(f"{flag_of(name)} {value}: choose one of {', '.join(choices)}")
+        if Path in inside and isinstance(value, str):
+            setattr(options, name, Path(value))
+        elif Path in inside and isinstance(value, list):
+            setattr(options, name, [Path(each) for each in value])
 
 
 def at_least(least: float, **values: Optional[float]) -> None:

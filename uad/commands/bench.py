@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from engines.files import write_json
 from uad.commands.choices import Runtime
-from uad.options import about, above_zero, at_least, parse, positional
+from uad.options import about, above_zero, at_least, parse, positional, settle
 
 
 @dataclass
@@ -26,6 +26,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
+        settle(self)
         at_least(1, batch=self.batch, threads=self.threads)
         above_zero(seconds=self.seconds)
 

@@ -6,7 +6,7 @@ from typing import List, Sequence
 
 from engines.errors import UserError
 from uad.commands.choices import Target
-from uad.options import about, parse, positional
+from uad.options import about, parse, positional, settle
 
 
 @dataclass
@@ -17,6 +17,10 @@ class CheckOptions:
     target: Target = field(
         default="jetson-xavier-nx", metadata=about("device or runtime whose rules the file must obey")
     )
+
+    def __post_init__(self) -> None:
+        """Raise UserError for what cannot be."""
+        settle(self)
 
 
 def check(options: CheckOptions) -> List[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Literal, Optional
 
-from uad.options import about
+from uad.options import about, settle
 
 Precision = Literal["fp32", "fp16", "int8", "auto"]
 Calibrator = Literal["entropy", "percentile", "minmax"]
@@ -18,3 +18,7 @@ class DataOptions:
 
     root: Path = field(metadata=about("folder of classes, or of one class"))
     classes: Optional[List[str]] = field(default=None, metadata=about("which classes, as [a,b]; all if not given"))
+
+    def __post_init__(self) -> None:
+        """Raise UserError for what cannot be."""
+        settle(self)

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Sequence
 
 from engines.files import make_folder
 from uad.commands import bench, export, fit, predict, test
-from uad.options import about, parse
+from uad.options import about, parse, settle
 from uad.tables import markdown
 
 COMMANDS = {"fit": fit.main, "export": export.main, "test": test.main, "bench": bench.main, "predict": predict.main}
@@ -32,6 +32,10 @@ class DemoOptions:
     """Draw images, then fit, export, test and bench on them."""
 
     out: Path = field(default=Path("demo"), metadata=about("folder for the images, the run and the results"))
+
+    def __post_init__(self) -> None:
+        """Raise UserError for what cannot be."""
+        settle(self)
 
 
 def demo(options: DemoOptions) -> str:

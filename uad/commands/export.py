@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List,
 from engines.errors import RuntimeNotInstalled, UserError
 from export.errors import CalibrationError, ExportError
 from uad.commands.choices import Calibrator, Precision, Runtime, Target
-from uad.options import about, above_zero, at_least, flag_of, parse, positional
+from uad.options import about, above_zero, at_least, flag_of, parse, positional, settle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         """Raise ExportError or UserError for what cannot be."""
+        settle(self)
         above_zero(percentile=self.percentile)
         at_least(1, calibration_images=self.calibration_images)
         at_least(0, max_drop=self.max_drop, seed=self.seed)

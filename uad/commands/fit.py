@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from engines.errors import RuntimeNotInstalled, UserError
-from uad.options import about, parse, parser_of
+from uad.options import about, parse, parser_of, settle
 
 
 @dataclass
@@ -41,6 +41,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
+        settle(self)
         if not 0 <= self.false_positive_rate < 1:
             rate = f"--false-positive-rate {self.false_positive_rate}"
             raise UserError(f"{rate}: give a part of the good images, at least 0 and less than 1")

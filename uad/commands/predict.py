@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
 from uad.commands.choices import Runtime
-from uad.options import about, at_least, parse, positional
+from uad.options import about, at_least, parse, positional, settle
 
 if TYPE_CHECKING:
     from uad.evaluation.decisions import Decision
@@ -31,6 +31,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
+        settle(self)
         at_least(1, threads=self.threads)
 
 

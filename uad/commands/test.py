@@ -9,7 +9,7 @@ from engines import Engine
 from engines.errors import UserError
 from engines.files import write_json
 from uad.commands.choices import DataOptions, Runtime
-from uad.options import about, at_least, parse, positional
+from uad.options import about, at_least, parse, positional, settle
 
 
 @dataclass
@@ -33,6 +33,7 @@ class TestOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
+        settle(self)
         at_least(1, batch=self.batch, threads=self.threads)
 
 

@@ -1,0 +1,81 @@
+"""uad.options: one dataclass for the command line, a YAML file and Python."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import List, Literal, Optional
+
+import pytest
+
+from engines.errors import UserError
+from uad.commands.export import ExportOptions
+from uad.options import about, above_zero, at_least, parse, positional, settle
+
+
+@dataclass
+class Inner:
+    root: Path = field(metadata=about("a folder"))
+    few: Optional[List[str]] = field(default=None, metadata=about("some"))
+
+
+@dataclass
+class Options:
+    """Do a thing."""
+
+    files: List[Path] = field(metadata=positional("files"))
+    data: Inner
+    out_file: Path = field(metadata=about("a file", "out"))
+    colour: Literal["red", "blue"] = field(default="red", metadata=about("a colour"))
+    max_drop: Optional[float] = field(default=None, metadata=about("a number"))
+
+    def __post_init__(self) -> None:
+        settle(self)
+        above_zero(max_drop=self.max_drop)
+
+
+def test_the_command_line_gives_what_python_gives() -> None:
+    line = ["a.png", "b.png", "--data.root", "x", "--data.few", "[p,q]", "--out", "o", "--max-drop", "0.5"]
+    expected = Options([Path("a.png"), Path("b.png")], Inner(Path("x"), ["p", "q"]), Path("o"), "red", 0.5)
+    assert parse(Options, line, "thing") == expected
+
+
+def test_a_flag_beats_the_file_and_the_file_the_default(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("colour: blue\nmax_drop: 3\ndata:\n  root: y\n")
+    line = ["a.png", "--config", str(tmp_path / "a.yaml"), "--out", "o", "--max-drop", "4"]
+    options = parse(Options, line, "thing")
+    assert (options.colour, options.max_drop, options.data.root) == ("blue", 4.0, Path("y"))
+
+
+def test_text_becomes_paths_in_python() -> None:
+    options = Options(["a.png"], Inner("x"), "o")  # type: ignore[list-item,arg-type]
+    assert options.files == [Path("a.png")] and options.out_file == Path("o")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["a.png", "--data.root", "x", "--out", "o", "--colour", "green"], "green"),
+        (["a.png", "--data.root", "x", "--out", "o", "--max-drop", "0"], "--max-drop 0.0: give a number above 0"),
+        (["a.png", "--data.root", "x"], "out"),
+        (["a.png", "--out", "o"], "data.root"),
+        (["a.png", "--data.root", "x", "--out", "o", "--color", "red"], "--color"),
+        (["a.png", "--data.root", "x", "--out", "o", "--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_a_mistake_on_the_command_line(line: List[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse(Options, line, "thing")
+
+
+def test_python_is_refused_what_the_command_line_is_refused() -> None:
+    with pytest.raises(UserError, match="--precision int4: choose one of fp32, fp16, int8, auto"):
+        ExportOptions(Path("model.ckpt"), Path("model.onnx"), precision="int4")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--calibrator mse: choose one of entropy, percentile, minmax"):
+        ExportOptions(Path("model.ckpt"), Path("model.onnx"), calibrator="mse")  # type: ignore[arg-type]
+
+
+def test_numbers_are_named_by_their_flag() -> None:
+    at_least(1, batch=1, threads=None)
+    with pytest.raises(UserError, match="--calibration-images 0: give at least 1"):
+        at_least(1, calibration_images=0)
+    with pytest.raises(UserError, match="--seconds nan: give a number above 0"):
+        above_zero(seconds=float("nan"))

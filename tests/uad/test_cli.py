@@ -44,6 +44,31 @@ def test_help_imports_nothing_heavy(arguments: "list[str]") -> None:
     assert done.stdout.startswith("usage: uad")
 
 
+def test_help_of_fit_fits_a_page_and_points_at_the_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lightning", reason="training is not installed")
+    assert cli.main(["fit", "--model", "stfpm", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert len(page.splitlines()) < 80
+    assert all(flag in page for flag in ("--out", "--resume", "--model.backbone", "--model.readout", "--data.root"))
+    assert "--trainer.max_epochs MAX" not in page and "uad fit --trainer.help" in page
+    assert page.index("--model.lr") < page.index("--data.batch_size")
+    assert cli.main(["fit", "--trainer.help"]) == 0
+    assert "--trainer.max_epochs MAX_EPOCHS" in capsys.readouterr().out
+    assert cli.main(["fit", "--ckpt", "model.ckpt", "--help"]) == 0
+    assert "--model.quantized_teacher" in capsys.readouterr().out
+
+
+def test_the_name_of_a_model_is_a_flag_or_stands_in_the_file(error_of: Callable[..., str], tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="training is not installed")
+    fit = ("fit", "--data.root", tmp_path, "--out", tmp_path / "run")
+    (tmp_path / "a.yaml").write_text("model:\n  name: vit\n")
+    for given in (["--model", "vit"], ["--model=vit"], ["--model.name", "vit"], ["--config", tmp_path / "a.yaml"]):
+        assert "unknown model 'vit': choose one of stfpm" in error_of(*fit, *given)
+    assert "--ckpt" not in error_of("fit", "--data.root", tmp_path) and "--out is missing" in error_of("fit")
+    message = error_of(*fit, "--model", "stfpm", "--ckpt", tmp_path / "model.ckpt")
+    assert "--model stfpm: leave it out" in message
+
+
 def test_fit_leaves_a_run(tiny_run: Any) -> None:
     assert {"config.yaml", "train.csv", "last.ckpt", "best.ckpt", "model.ckpt", "metrics.json"} <= {
         path.name for path in tiny_run.out.iterdir()

@@ -1,6 +1,7 @@
 """`uad fit`: train one model on good images of all the parts, or go on from one under fake quantization."""
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -79,8 +80,10 @@ def require_training() -> None:
     """
     try:
         import lightning  # noqa: F401
-        import pytorch_quantization  # noqa: F401
         import torchvision  # noqa: F401
+
+        if importlib.util.find_spec("pytorch_quantization") is None:  # which takes its time to import
+            raise ImportError("no pytorch-quantization")
     except ImportError as error:
         raise RuntimeNotInstalled(
             f"training is not installed here ({error}): pip install '.[train]' in the folder of uad"

@@ -59,6 +59,8 @@ def set_up(
     """
     settings = dict(model)
     name = settings.pop("name", None)
+    if name is not None and not isinstance(name, str):
+        raise UserError(f"--model {name}: give the name of a model, and its settings as --model.lr 1e-3")
     if ckpt is not None and name is not None:
         raise UserError(f"--model {name}: leave it out, {ckpt} says which model it is")
     kind = _class_of(name, ckpt)

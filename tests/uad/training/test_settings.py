@@ -45,6 +45,7 @@ def test_the_resolved_settings_name_the_model_and_hold_every_default() -> None:
     ("group", "settings", "said"),
     [
         ("model", {"name": "vit"}, "unknown model 'vit': choose one of stfpm"),
+        ("model", {"name": {"lr": 1}}, "give the name of a model"),
         ("model", {"depth": 3}, "--model.depth is no setting of STFPM"),
         ("model", {"lr": "fast"}, "model.lr"),
         ("data", {"rot": "images"}, "--data.rot is no setting of AnomalyData"),

@@ -280,7 +280,7 @@ def _calibrate(
 ) -> Calibrated:
     """Equalise the graph, and find the ranges of its tensors, with histograms of more where --explain wants them."""
     from export.calibrate import calibrator
-    from export.equalize import equalize
+    from export.equalize import equalizable, equalize
     from export.explain import observed_tensors
     from export.placement import place
     from export.quantize import collect_histograms
@@ -288,7 +288,8 @@ def _calibrate(
 
     rule = calibrator(name, percentile=percentile)
     model = fp32
-    if images.source == "images":  # noise says nothing of where the values of a channel end
+    # Noise says nothing of where the values of a channel end.
+    if images.source == "images" and equalizable(fp32):
         with progress("Equalising", images.count) as step:
             model = equalize(fp32, _counted(images, step))
     placement = place(model)

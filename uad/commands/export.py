@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from engines.errors import RuntimeNotInstalled, UserError
+from export.calibrate import PERCENTILE
 from export.errors import CalibrationError, ExportError
 from uad.commands.choices import Calibrator, Precision, Runtime, Target
 from uad.options import about, above_zero, at_least, flag_of, parse, positional, settle
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from export.placement import Placement
     from export.quantize import QuantizationReport
     from uad.data.calibration import CalibrationImages
+    from uad.data.folder import Sample
     from uad.evaluation.float_layers import Choice
     from uad.training.checkpoint import Quantization
 
-PERCENTILE = 99.99
 MAX_DROP = 0.2
 
 
@@ -208,11 +209,13 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     from export.placement import place
     from export.quantize import with_ranges
     from uad.data.calibration import calibration_images
+    from uad.data.folder import test_samples
+    from uad.evaluation.float_layers import check_labelled, good_for_agreement
 
     is_auto = options.precision == "auto"
     if options.calibration_data is None:
-        folder = "a folder of good images" + ("" if is_auto else ", or random-normal")
-        raise CalibrationError(f"{options.precision} needs --calibration-data: {folder}")
+        wanted = "a folder of good images" + ("" if is_auto else ", or random-normal")
+        raise CalibrationError(f"{options.precision} needs --calibration-data: {wanted}")
     images = calibration_images(
         source.info,
         options.calibration_data,
@@ -221,9 +224,9 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
         options.seed,
         spare_half=is_auto,
     )
-    labelled = _labelled(options.validation_data)
-    if is_auto:
-        _images_to_compare(images)  # there are enough: before the long work
+    good = good_for_agreement(images.spare) if is_auto else []
+    folder = options.validation_data
+    labelled = [] if folder is None else check_labelled(test_samples(folder), folder)
     calibrator = options.calibrator or "percentile"
     percentile = options.percentile or PERCENTILE
     calibrated = _calibrate(source.model, images, calibrator, percentile, every_tensor=options.explain is not None)
@@ -234,11 +237,11 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     choice = None
     max_drop = MAX_DROP if options.max_drop is None else options.max_drop
     if is_auto:
-        choice = _choose(source, calibrated, list(damage), images, labelled, max_drop, options.runtime)
+        choice = _choose(source, calibrated, list(damage), good, labelled, max_drop, options.runtime)
     float_layers = choice.float_layers if choice else []
     if options.explain is not None:
         _explain(calibrated, damage, float_layers, judged_on, options.explain)
-    told = _choice_summary(choice, len(damage), len(_images_to_compare(images)), len(labelled)) if choice else ""
+    told = _choice_summary(choice, len(damage), len(good), len(labelled)) if choice else ""
     if choice and len(float_layers) == len(damage):
         return Result(source.model, source.info, told)  # nothing is quantized: it stays the fp32 model
     placement = place(calibrated.model, float_layers) if float_layers else calibrated.placement
@@ -259,20 +262,6 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     return Result(
         quantized, dataclasses.replace(info, calibration=description), _report_summary(report, float_layers) + told
     )
-
-
-def _labelled(folder: Optional[Path]) -> "List[Any]":
-    from uad.data.folder import test_samples
-    from uad.evaluation.float_layers import check_labelled
-
-    return [] if folder is None else check_labelled(test_samples(folder), folder)
-
-
-def _images_to_compare(images: "CalibrationImages") -> "List[Any]":
-    """For auto: good images that did not calibrate."""
-    from uad.evaluation.float_layers import good_for_agreement
-
-    return good_for_agreement(images.spare)
 
 
 def _calibrate(
@@ -318,8 +307,8 @@ def _choose(
     source: Source,
     calibrated: Calibrated,
     order: Sequence[str],
-    images: "CalibrationImages",
-    labelled: "Sequence[Any]",
+    good: "Sequence[Sample]",
+    labelled: "Sequence[Sample]",
     max_drop: float,
     runtime: Optional[str],
 ) -> "Choice":
@@ -327,7 +316,7 @@ def _choose(
     from uad.evaluation.float_layers import Comparison, choose_float_layers, most_trials
     from uad.progress import progress
 
-    comparison = Comparison(source.model, source.info, _images_to_compare(images), labelled, runtime)
+    comparison = Comparison(source.model, source.info, good, labelled, runtime)
     with progress("Choosing layers", most_trials(len(order))) as step:
         return choose_float_layers(calibrated.model, source.info, calibrated.amax, order, comparison, max_drop, step)
 

@@ -1,0 +1,74 @@
+"""uad.models.readout: any number of maps at any scale, and what each read-out makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from uad.models.readout import ProductReadOut, RegionalReadOut, Seen  # noqa: E402
+
+SIDE = 64  # of the image
+CLASSES = 2
+
+
+def seen(strides: tuple[int, ...], count: int = 12, seed: int = 0) -> Seen:
+    """Distances of good images; those of the second class are ten times as large."""
+    torch.manual_seed(seed)
+    label = torch.arange(count) % CLASSES
+    scale = torch.tensor([0.01, 0.1])[label].view(-1, 1, 1, 1)
+    maps = [(1 + 0.1 * torch.randn(count, 1, SIDE // stride, SIDE // stride)) * scale for stride in strides]
+    return Seen(maps, torch.stack([label.float(), torch.ones(count)], dim=1) + 0.01 * torch.randn(count, 2), label)
+
+
+@pytest.mark.parametrize("strides", [(8,), (4, 16), (4, 8, 16), (2, 4, 8, 32), (8, 8)])
+def test_maps_of_any_number_and_scale_are_read(strides: tuple[int, ...]) -> None:
+    good = seen(strides)
+    readout = RegionalReadOut(strides, 2)
+    readout.fit([good, seen(strides, seed=1)], CLASSES)
+    score, anomaly_map = readout(good.maps, good.pooled)
+    assert anomaly_map.shape == (12, SIDE // strides[0], SIDE // strides[0]) and score.shape == (12,)
+    assert anomaly_map.min() >= 0 and (score <= anomaly_map.amax(dim=(1, 2))).all()
+    by_class = [score[good.label == index].mean() for index in range(CLASSES)]
+    assert 0.5 < by_class[0] / by_class[1] < 2  # each class on its own scale
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_defect_at_any_level_stands_out_where_it_is(level: int) -> None:
+    strides = (4, 8, 16)
+    good = seen(strides)
+    readout = RegionalReadOut(strides, 2)
+    readout.fit([good], CLASSES)
+    bad = [values.clone() for values in good.maps]
+    side = SIDE // strides[level]
+    bad[level][0, 0, side // 4, side // 2] *= 5
+    score, anomaly_map = readout(bad, good.pooled)
+    assert score[0] > 3 * score[2:].max()
+    row, column = np.unravel_index(int(anomaly_map[0].argmax()), anomaly_map[0].shape)
+    assert abs(row / 16 - (side // 4 + 0.5) / side) < 0.1 and abs(column / 16 - (side // 2 + 0.5) / side) < 0.1
+
+
+def test_fitted_buffers_are_loaded_whatever_the_classes_and_the_size() -> None:
+    good = seen((4, 8))
+    readout, other = RegionalReadOut((4, 8), 2), RegionalReadOut((4, 8), 2)
+    readout.fit([good], CLASSES)
+    other.load_state_dict(readout.state_dict())
+    for one, same in zip(readout(good.maps, good.pooled), other(good.maps, good.pooled)):
+        assert torch.equal(one, same)
+
+
+def test_the_product_is_that_of_the_paper() -> None:
+    fine = torch.tensor([[[[0.5, 0.1], [0.2, 0.4]]]])
+    coarse = torch.tensor([[[[0.5]]]])
+    score, anomaly_map = ProductReadOut((4, 8))([fine, coarse], torch.zeros(1, 2))
+    torch.testing.assert_close(anomaly_map, 0.5 * fine[:, 0])
+    assert float(score) == 0.25
+
+
+def test_the_product_of_what_rounding_put_below_0_is_0() -> None:
+    below: Any = torch.full((1, 1, 2, 2), -1e-8)
+    score, anomaly_map = ProductReadOut((4, 4))([below, below], torch.zeros(1, 2))
+    assert float(score) == 0 and anomaly_map.min() == 0

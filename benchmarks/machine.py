@@ -1,26 +1,25 @@
 """What a result must say of where it was measured."""
 
+import os
 import platform
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from engines.cpu import cpu_fields, cpu_flags
+
 PACKAGES = ("torch", "torchvision", "lightning", "onnx", "onnxruntime", "openvino", "numpy")
 
 
 def machine() -> "dict[str, object]":
     """Processor, cores, versions and commit."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    known = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = known.get("flags", "").split()
+    flags = cpu_flags()
     features = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if name in flags]
-    cores = sum(line.startswith("processor") for line in lines)
-    processor = known.get("model name", platform.machine())
+    processor = cpu_fields().get("model name", platform.machine())
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     return {
-        "processor": f"{processor}, {cores} cores, {' '.join(features)}",
+        "processor": f"{processor}, {os.cpu_count()} cores, {' '.join(features)}",
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "commit": commit,

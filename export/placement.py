@@ -69,9 +69,9 @@ def place(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> Placement
         keep_float: names of convolution nodes that are not to be quantized.
     """
     weights = _weights(model, keep_float)
-    activations = _activations(model, {weight.name for weight in weights}, keep_float)
-    residuals = _unfused_residuals(model, {tensor.name for tensor in activations}, keep_float)
     names = {weight.name for weight in weights}
+    activations = _activations(model, names, keep_float)
+    residuals = _unfused_residuals(model, {tensor.name for tensor in activations}, keep_float)
     layers = [
         node.name
         for node in model.graph.node

@@ -15,6 +15,7 @@ import pytest
 from graphs import FEATURES, SIZE, node_of, quantize, random_images, reference_outputs, save_tiny, tiny, tiny_info
 
 import engines
+from engines.cpu import cpu_flags, saturates
 from engines.errors import ModelFileError, RuntimeNotInstalled, UserError
 from engines.model_file import save_model
 from export.calibrate import calibrator
@@ -48,17 +49,10 @@ def test_same_result_as_the_onnx_reference(runtime: str, backbone: str, tmp_path
     np.testing.assert_allclose(prediction.anomaly_map, anomaly_map, rtol=1e-4, atol=1e-6)  # some pixels are near 0
 
 
-def has_vnni() -> bool:
-    """Whether this CPU multiplies INT8 without saturating on the way; other processors than x86 do."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    return "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-
-
 @every_runtime
 @pytest.mark.parametrize("backbone", FEATURES)
 def test_int8_is_close_to_the_onnx_reference(runtime: str, backbone: str, tmp_path: Path) -> None:
-    if runtime == "openvino" and not has_vnni():
+    if runtime == "openvino" and saturates(platform.machine(), cpu_flags()):
         pytest.skip("OpenVINO's INT8 sums saturate at 16 bits on x86 without VNNI")
     images = random_images(4)
     model, info, _ = quantize(tiny(backbone), tiny_info(), images, calibrator("minmax"))

@@ -169,22 +169,6 @@ def test_settings_come_from_a_file_and_flags_win(tiny_run: Any, tmp_path: Path) 
     assert list(json.loads((tmp_path / "b.json").read_text())["classes"]) == ["nut"]
 
 
-@pytest.mark.parametrize(
-    ("machine", "flags", "expected"),
-    [
-        ("x86_64", {"avx2"}, True),
-        ("x86_64", {"avx2", "avx512_vnni"}, False),
-        ("AMD64", {"avx2", "avx_vnni"}, False),
-        ("aarch64", {"asimddp"}, False),
-        ("x86_64", set(), False),  # not known: nothing is said
-    ],
-)
-def test_doctor_knows_where_int8_saturates(machine: str, flags: "set[str]", expected: bool) -> None:
-    from uad.commands.doctor import saturates
-
-    assert saturates(machine, flags) == expected
-
-
 def test_doctor_names_what_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     assert "onnxruntime: works" in capsys.readouterr().out

@@ -3,9 +3,10 @@
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 import engines
+from engines.cpu import cpu_fields, cpu_flags, saturates
 from uad.options import parse
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def doctor() -> str:
         lines += [f"  {name} {number}" for name, number in found if number is not None]
     lines.append("runtimes:")
     lines += [f"  {name}: {answer}" for name, answer in _runtimes()]
-    if saturates(platform.machine(), _cpu_flags()):
+    if saturates(platform.machine(), cpu_flags()):
         lines.append("INT8: this CPU has no VNNI, OpenVINO's sums saturate on it: use --runtime onnxruntime")
     return "\n".join(lines)
 
@@ -101,35 +102,11 @@ def _version(package: str) -> Optional[str]:
         return None
 
 
-def saturates(machine: str, flags: Set[str]) -> bool:
-    """Whether products of uint8 and int8 are added in 16 bits, as x86 without VNNI does: 255 * 127 * 2 is too much.
-
-    Args:
-        machine: what `platform.machine()` says.
-        flags: of the CPU, as Linux names them.
-    """
-    return machine.lower() in ("x86_64", "amd64") and bool(flags) and not flags & {"avx512_vnni", "avx_vnni"}
-
-
-def _cpu_fields() -> Dict[str, str]:
-    """What /proc/cpuinfo says of the last CPU; nothing where there is no such file."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, value in lines.items()}
-
-
-def _cpu_flags() -> Set[str]:
-    return set(_cpu_fields().get("flags", "").split())
-
-
 def _processor() -> str:
     """Model name and the instruction sets that matter for INT8."""
-    flags = _cpu_flags()
+    flags = cpu_flags()
     useful = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if flag in flags]
-    name = _cpu_fields().get("model name", platform.machine())
+    name = cpu_fields().get("model name", platform.machine())
     return f"{name} ({', '.join(useful) or 'no INT8 instructions found'})"
 
 

@@ -150,9 +150,9 @@ def _check_start(setup: Any, ckpt: Path, out: Path) -> None:
         UserError: it is of other classes or another image size, or would be overwritten.
     """
     data, info = setup.data, setup.model.start
-    if data.class_names() != info.classes:
+    if data.class_names != info.classes:
         raise UserError(
-            f"{ckpt} was trained on {', '.join(info.classes)}, {data.root} holds {', '.join(data.class_names())}: "
+            f"{ckpt} was trained on {', '.join(info.classes)}, {data.root} holds {', '.join(data.class_names)}: "
             "give the data it was trained on"
         )
     if data.size != info.size:

@@ -1,5 +1,6 @@
 """The training data of one model: good images of all the classes, decoded and resized once, held in memory."""
 
+import functools
 from pathlib import Path
 from typing import List, Optional, Tuple, Union
 
@@ -105,8 +106,9 @@ class AnomalyData(LightningDataModule):
             images = torch.from_numpy(load_images(self.training_samples + self.held_out_samples, self.size, step))
         self.training_images, self.held_out_images = images.tensor_split([len(self.training_samples)])
 
+    @functools.cached_property
     def class_names(self) -> List[str]:
-        """The classes, by name."""
+        """The classes, by name; the folders are looked at once."""
         return list(find_classes(self.root, self.classes))
 
     def some_for_training(self, most: int, title: str) -> GoodImages:
@@ -114,15 +116,15 @@ class AnomalyData(LightningDataModule):
         place = {sample: index for index, sample in enumerate(self.training_samples)}
         chosen = [
             sample
-            for name in self.class_names()
+            for name in self.class_names
             for sample in draw([s for s in self.training_samples if s.class_name == name], most, self.seed)
         ]
         images = self.training_images[[place[sample] for sample in chosen]]
-        return GoodImages(images, self._labels(chosen), self.class_names(), title)
+        return GoodImages(images, self._labels(chosen), self.class_names, title)
 
     def held_out_good(self, title: str) -> GoodImages:
         """The held-out good images."""
-        return GoodImages(self.held_out_images, self._labels(self.held_out_samples), self.class_names(), title)
+        return GoodImages(self.held_out_images, self._labels(self.held_out_samples), self.class_names, title)
 
     def train_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
         """Shuffled training images; an incomplete last batch is dropped where there is a complete one."""
@@ -134,5 +136,4 @@ class AnomalyData(LightningDataModule):
         return DataLoader(TensorDataset(self.held_out_images, self._labels(self.held_out_samples)), self.batch_size)
 
     def _labels(self, samples: List[Sample]) -> Tensor:
-        names = self.class_names()
-        return torch.tensor([names.index(sample.class_name) for sample in samples], dtype=torch.int64)
+        return torch.tensor([self.class_names.index(sample.class_name) for sample in samples], dtype=torch.int64)

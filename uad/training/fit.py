@@ -52,7 +52,6 @@ def train(setup: Setup, out: Path, false_positive_rate: float, settings: Dict[st
     Raises:
         UserError: bad data, settings that do not go together, or a loss that is not a number.
     """
-    quieten()
     model, data = setup.model, setup.data
     _check_size(model, data)
     data.check()

@@ -106,8 +106,7 @@ def help_text(name: Optional[str], ckpt: Optional[Path]) -> str:
 def trainer_help() -> str:
     """The settings of Lightning's trainer, for `uad fit --trainer.help`."""
     parser = ArgumentParser(prog="uad fit", add_help=False)
-    parser.add_class_arguments(Trainer, "trainer")
-    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+    _add_trainer(parser)
     return _groups(parser)
 
 
@@ -124,9 +123,13 @@ def _parser(kind: Type[Model], with_trainer: bool) -> Any:
     parser.add_class_arguments(kind, "model", skip={"ckpt"})
     parser.add_class_arguments(AnomalyData, "data")
     if with_trainer:
-        parser.add_class_arguments(Trainer, "trainer")
-        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+        _add_trainer(parser)
     return parser
+
+
+def _add_trainer(parser: Any) -> None:
+    parser.add_class_arguments(Trainer, "trainer")
+    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
 
 
 def _groups(parser: Any) -> str:

@@ -1,0 +1,28 @@
+"""What the processor can do, as far as Linux tells."""
+
+from typing import Dict, Set
+
+
+def cpu_fields() -> Dict[str, str]:
+    """What /proc/cpuinfo says of the last CPU, by name; nothing where there is no such file."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, value in lines.items()}
+
+
+def cpu_flags() -> Set[str]:
+    """The instruction sets, as Linux names them."""
+    return set(cpu_fields().get("flags", "").split())
+
+
+def saturates(machine: str, flags: Set[str]) -> bool:
+    """Whether products of uint8 and int8 are added in 16 bits, as x86 without VNNI does: 255 * 127 * 2 is too much.
+
+    Args:
+        machine: what `platform.machine()` says.
+        flags: see `cpu_flags`; where there are none nothing is known, and the answer is no.
+    """
+    return machine.lower() in ("x86_64", "amd64") and bool(flags) and not flags & {"avx512_vnni", "avx_vnni"}

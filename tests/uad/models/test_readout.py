@@ -68,7 +68,17 @@ def test_the_product_is_that_of_the_paper() -> None:
     assert float(score) == 0.25
 
 
-def test_the_product_of_what_rounding_put_below_0_is_0() -> None:
-    below: Any = torch.full((1, 1, 2, 2), -1e-8)
-    score, anomaly_map = ProductReadOut((4, 4))([below, below], torch.zeros(1, 2))
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_rounding_put_below_0_makes_no_product_negative(place: int) -> None:
+    maps: list[Any] = [torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)]
+    maps[place] = torch.full((1, 1, 2, 2), -1e-8)
+    score, anomaly_map = ProductReadOut((4, 4))(maps, torch.zeros(1, 2))
     assert float(score) == 0 and anomaly_map.min() == 0
+
+
+def test_a_distance_below_the_mean_of_good_images_is_no_anomaly() -> None:
+    good = seen((4, 8))
+    readout = RegionalReadOut((4, 8), 2)
+    readout.fit([good], CLASSES)
+    score, anomaly_map = readout([0.0 * values for values in good.maps], good.pooled)
+    assert anomaly_map.max() == 0 and score.max() == 0

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 from engines.errors import ModelFileError
 
-FORMAT = 2  # 1 did not say how the backbone wants pixels normalised
+FORMAT = 3  # 1 did not say how the backbone wants pixels normalised, 2 not how the good images were split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,8 @@ class ModelInfo:
     classes: List[str]  # the kinds of parts the model was trained on
     thresholds: Dict[str, float]  # class -> an image of this class is defective where score > threshold
     threshold: float  # the same for an image whose class is not known
-    threshold_rule: str  # how the thresholds were chosen
+    false_positive_rate: float  # part of the held-out good images that may score above their threshold
+    split: Dict[str, Any]  # of the good images it was trained on: seed, held_out (the part), images (class -> number)
     height: int  # of the input, pixels
     width: int
     resize: str  # the rule that makes a photograph height x width
@@ -30,6 +31,9 @@ class ModelInfo:
     precision: str = "fp32"
     float_layers: List[str] = dataclasses.field(default_factory=list)  # convolutions that a mixed model keeps in fp32
     calibration: Optional[Dict[str, Any]] = None  # calibrator, images, seed; None for a float model
+    # Of a graph that is not fp32: "images", class -> on how many the read-out was fitted again, and "thresholds", the
+    # classes whose threshold was chosen again. None where both are those of the float model.
+    refitted: Optional[Dict[str, Any]] = None
     # Output of a convolution before a residual Add -> its INT8 scale. The graph leaves these tensors in float, because
     # TensorRT and OpenVINO fuse the Add; ONNX Runtime cannot and quantizes them (engines/unsigned.py).
     residual_scales: Dict[str, float] = dataclasses.field(default_factory=dict)

@@ -67,7 +67,7 @@ def _try(runtime: str) -> str:
     from engines.metadata import ModelInfo
     from engines.model_file import save_model
 
-    info = ModelInfo("doctor", "none", [], {}, 0.0, "", 8, 8, "", 1, [0.0] * 3, [1.0] * 3)
+    info = ModelInfo("doctor", "none", [], {}, 0.0, 0.0, {}, 8, 8, "", 1, [0.0] * 3, [1.0] * 3)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "doctor.onnx"
         save_model(_tiny_model(), info, path)

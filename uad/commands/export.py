@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from export.placement import Placement
     from export.quantize import QuantizationReport
     from uad.data.calibration import CalibrationImages
-    from uad.data.folder import Sample
     from uad.evaluation.float_layers import Choice
+    from uad.evaluation.refit import Refit
     from uad.training.checkpoint import Quantization
 
 MAX_DROP = 0.2
@@ -46,7 +46,10 @@ class ExportOptions:
     )
     calibration_data: Optional[str] = field(
         default=None,
-        metadata=about("for int8 and auto: folder of good images, or of classes of them; for int8 also random-normal"),
+        metadata=about(
+            "for int8 and auto: folder of good images, best the one that was trained on; for int8 also random-normal; "
+            "for fp16, if given, to fit the read-out and thresholds again, as for int8 and auto"
+        ),
     )
     calibration_images: Optional[int] = field(
         default=None,
@@ -116,9 +119,7 @@ def export(options: ExportOptions) -> str:
     if source.quantization is not None:
         result = _with_learned_ranges(source, source.quantization, options)
     elif options.precision == "fp16":
-        from export.float16 import to_float16
-
-        result = Result(to_float16(source.model), dataclasses.replace(source.info, precision="fp16"))
+        result = _half(source, options)
     elif options.precision in ("int8", "auto"):
         result = _post_training(source, options)
     else:
@@ -204,40 +205,111 @@ def _with_learned_ranges(source: Source, quantization: "Quantization", options: 
     return Result(quantized, info, _report_summary(report, []))
 
 
-def _post_training(source: Source, options: ExportOptions) -> Result:
-    """The INT8 or mixed graph by post-training quantization; writes the files of --explain."""
-    from export.placement import place
-    from export.quantize import with_ranges
-    from uad.data.calibration import calibration_images
-    from uad.data.folder import test_samples
-    from uad.evaluation.float_layers import check_labelled, good_for_agreement
+def _half(source: Source, options: ExportOptions) -> Result:
+    """The FP16 graph; with images, it is fitted to them."""
+    from export.float16 import to_float16
+    from uad.data.calibration import RANDOM_NORMAL
 
-    is_auto = options.precision == "auto"
+    half = Result(to_float16(source.model), dataclasses.replace(source.info, precision="fp16"))
     if options.calibration_data is None:
-        wanted = "a folder of good images" + ("" if is_auto else ", or random-normal")
-        raise CalibrationError(f"{options.precision} needs --calibration-data: {wanted}")
-    images = calibration_images(
+        return half
+    if options.calibration_data == RANDOM_NORMAL:
+        raise CalibrationError("fp16 needs no ranges, and random-normal images show no class: give a folder, or none")
+    images = _images(source, options)
+    return _fitted(half, _refit(source, images), images)
+
+
+def _images(source: Source, options: ExportOptions) -> "CalibrationImages":
+    from uad.data.calibration import calibration_images
+
+    assert options.calibration_data is not None
+    return calibration_images(
         source.info,
         options.calibration_data,
         options.calibration_images,
         options.calibration_classes,
         options.seed,
-        spare_half=is_auto,
+        spare_half=options.precision == "auto",
     )
+
+
+def _refit(source: Source, images: "CalibrationImages") -> "Refit":
+    from uad.evaluation.refit import Refit
+    from uad.progress import progress
+
+    with progress("Reading good images", len(images.readout) or images.count) as step:
+        return Refit(source.model, images, step=step)
+
+
+def _fitted(result: Result, refit: "Refit", images: "CalibrationImages") -> Result:
+    """A graph of another precision with the read-out and the thresholds that it needs."""
+    from uad.evaluation.refit import choose_thresholds
+    from uad.progress import progress
+
+    with progress("Fitting the read-out again", refit.passes) as step:
+        model = refit.readout(result.model, step)
+    with progress("Choosing thresholds", len(images.held_out)) as step:
+        info, chosen = choose_thresholds(model, result.info, images.held_out, step)
+    info = dataclasses.replace(info, refitted={"images": refit.counts, "thresholds": chosen})
+    return Result(model, info, result.summary + _fitted_summary(refit, info.classes, chosen))
+
+
+def _fitted_summary(refit: "Refit", classes: Sequence[str], chosen: Sequence[str]) -> str:
+    """What the read-out and the thresholds rest on, and which classes keep those of the float model."""
+    if not refit.passes:
+        told = "\nthe read-out has no statistics to be fitted again"
+    elif not refit.counts:
+        return (
+            "\nno class is known: statistics and thresholds stay those of fp32, deviations at least the noise of int8"
+        )
+    else:
+        told = f"\nread-out fitted again on {sum(refit.counts.values())} good images"
+        told += _but(" but for", [name for name in classes if name not in refit.counts])
+    return (
+        told
+        + ("; thresholds too" if chosen else "; thresholds stay")
+        + _but(" but for", [name for name in classes if chosen and name not in chosen])
+    )
+
+
+def _post_training(source: Source, options: ExportOptions) -> Result:
+    """The INT8 or mixed graph by post-training quantization; writes the files of --explain."""
+    from export.placement import place
+    from export.quantize import with_ranges
+    from uad.data.folder import test_samples
+    from uad.evaluation.float_layers import (
+        Comparison,
+        check_labelled,
+        choose_float_layers,
+        good_for_agreement,
+        most_trials,
+    )
+    from uad.progress import progress
+
+    is_auto = options.precision == "auto"
+    if options.calibration_data is None:
+        wanted = "a folder of good images" + ("" if is_auto else ", or random-normal")
+        raise CalibrationError(f"{options.precision} needs --calibration-data: {wanted}")
+    images = _images(source, options)
     good = good_for_agreement(images.spare) if is_auto else []
     folder = options.validation_data
     labelled = [] if folder is None else check_labelled(test_samples(folder), folder)
     calibrator = options.calibrator or "percentile"
     percentile = options.percentile or PERCENTILE
+    refit = _refit(source, images)
     calibrated = _calibrate(source.model, images, calibrator, percentile, every_tensor=options.explain is not None)
     damage: Dict[str, float] = {}
     judged_on = ""
     if is_auto or options.explain is not None:
-        damage, judged_on = _damage(calibrated, source.info, images, options.runtime)
+        damage, judged_on = _damage(source, calibrated, images, options.runtime)
     choice = None
     max_drop = MAX_DROP if options.max_drop is None else options.max_drop
     if is_auto:
-        choice = _choose(source, calibrated, list(damage), good, labelled, max_drop, options.runtime)
+        comparison = Comparison(source.model, source.info, good, labelled, options.runtime, refit.readout)
+        with progress("Choosing layers", most_trials(len(damage))) as step:
+            choice = choose_float_layers(
+                calibrated.model, source.info, calibrated.amax, list(damage), comparison, max_drop, step
+            )
     float_layers = choice.float_layers if choice else []
     if options.explain is not None:
         _explain(calibrated, damage, float_layers, judged_on, options.explain)
@@ -259,9 +331,8 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     }
     if choice:
         description.update(max_drop=max_drop, agreement=dataclasses.asdict(choice.agreement))
-    return Result(
-        quantized, dataclasses.replace(info, calibration=description), _report_summary(report, float_layers) + told
-    )
+    info = dataclasses.replace(info, calibration=description)
+    return _fitted(Result(quantized, info, _report_summary(report, float_layers) + told), refit, images)
 
 
 def _calibrate(
@@ -290,35 +361,22 @@ def _calibrate(
 
 
 def _damage(
-    calibrated: Calibrated, info: "ModelInfo", images: "CalibrationImages", runtime: Optional[str]
+    source: Source, calibrated: Calibrated, images: "CalibrationImages", runtime: Optional[str]
 ) -> Tuple[Dict[str, float], str]:
     """Layer -> dB, the worst first, and in words on which images."""
     from export.sensitivity import sensitivity
+    from uad.evaluation.refit import FEWEST_IMAGES, Refit
     from uad.progress import progress
+
+    refit = Refit(source.model, images, FEWEST_IMAGES)  # each layer is fitted to: more images would take long
 
     pixels, classes, judged_on = images.to_judge_layers()
     layers = calibrated.placement.layers
     with progress("Judging layers", len(layers)) as step:
-        damage = sensitivity(calibrated.model, info, calibrated.amax, layers, pixels, classes, runtime, step)
+        damage = sensitivity(
+            calibrated.model, source.info, calibrated.amax, layers, pixels, classes, runtime, step, refit.readout
+        )
     return damage, judged_on
-
-
-def _choose(
-    source: Source,
-    calibrated: Calibrated,
-    order: Sequence[str],
-    good: "Sequence[Sample]",
-    labelled: "Sequence[Sample]",
-    max_drop: float,
-    runtime: Optional[str],
-) -> "Choice":
-    """The layers to leave in float; `order` has the worst first."""
-    from uad.evaluation.float_layers import Comparison, choose_float_layers, most_trials
-    from uad.progress import progress
-
-    comparison = Comparison(source.model, source.info, good, labelled, runtime)
-    with progress("Choosing layers", most_trials(len(order))) as step:
-        return choose_float_layers(calibrated.model, source.info, calibrated.amax, order, comparison, max_drop, step)
 
 
 def _prepare_to_explain(folder: Path) -> None:
@@ -367,6 +425,10 @@ def _choice_summary(choice: "Choice", layers: int, good: int, labelled: int) -> 
         drop = f"{100 * choice.agreement.auroc_drop:.2f} points{plain}"
         left += f"\nmean image AUROC falls by {drop}, on {labelled} labelled images"
     return left
+
+
+def _but(words: str, names: Sequence[str]) -> str:
+    return f"{words} {', '.join(names)}" if names else ""
 
 
 def _counted(images: "Iterable[np.ndarray]", step: Callable[[], object]) -> "Iterator[np.ndarray]":

@@ -1,4 +1,4 @@
-"""Which good images calibrate INT8, and which are spared to judge it."""
+"""Which good images calibrate INT8, to which the read-out is fitted again, and which are spared to judge it."""
 
 import dataclasses
 from collections import Counter
@@ -11,9 +11,10 @@ import numpy as np
 from engines.metadata import ModelInfo
 from export.errors import CalibrationError
 from export.quantize import random_normal_images
-from uad.data.folder import Sample, draw, find_classes, load_images, train_samples
+from uad.data.folder import Sample, draw, find_classes, hold_out, load_images, train_samples
 
 CALIBRATION_IMAGES = 128  # by default, or all that there are
+READOUT_IMAGES = 64  # of a class: more of them bring nothing, see docs/quantization.md
 RANDOM_NORMAL = "random-normal"
 JUDGED_IMAGES = 32  # on which layers are judged one by one
 
@@ -28,6 +29,8 @@ class CalibrationImages:
     samples: List[Sample]  # none for random-normal
     spare: List[Sample]  # of the same folder, not used to calibrate, in an order drawn at random
     seed: int
+    readout: List[Sample]  # of classes that the model knows, to fit the read-out to: none of them held out
+    held_out: List[Sample]  # of these classes, that training held out, to choose thresholds on
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """(height, width, 3) uint8 each."""
@@ -75,23 +78,42 @@ def calibration_images(
             raise CalibrationError("--calibration-classes is for a folder of good images, not random-normal")
         if spare_half:
             raise CalibrationError("--precision auto compares scores of good images: give --calibration-data a folder")
-        return CalibrationImages(info, RANDOM_NORMAL, count or CALIBRATION_IMAGES, [], [], seed)
-    available = train_samples(Path(source))
-    known = [sample for sample in available if sample.class_name in info.classes] or available
-    shuffled = draw(known, len(known), seed)
-    free = _first_half_of_each_class(shuffled) if spare_half else shuffled
+        return CalibrationImages(info, RANDOM_NORMAL, count or CALIBRATION_IMAGES, [], [], seed, [], [])
     if classes:
         find_classes(Path(source), classes)  # names those that are not there
+    available = train_samples(Path(source))
+    known = [sample for sample in available if sample.class_name in info.classes]
+    held_out = _held_out(info, known)
+    shuffled = draw(known or available, len(available), seed)
+    usable = [sample for sample in shuffled if sample not in set(held_out)]
+    free = _first_half_of_each_class(usable) if spare_half else usable
+    if classes:
         free = [sample for sample in free if sample.class_name in classes]
+        held_out = [sample for sample in held_out if sample.class_name in classes]
     count = count or min(len(free), CALIBRATION_IMAGES)
     if len(free) < count or not free:
-        half = f" of which {len(free)} may calibrate," if spare_half else ""
+        rest = len(shuffled) - len(free)
+        but = f", {rest} of which are kept to judge," if rest else ","
         raise CalibrationError(
-            f"{source} holds {len(known)} good images,{half} {count} were asked: lower --calibration-images"
+            f"{source} holds {len(shuffled)} good images{but} {count} were asked: lower --calibration-images"
         )
-    used = set(free[:count])
+    readout = first_of_each_class(free, READOUT_IMAGES) if known else []
+    used = {*free[:count], *readout}
     spare = [sample for sample in shuffled if sample not in used]
-    return CalibrationImages(info, "images", count, free[:count], spare, seed)
+    return CalibrationImages(info, "images", count, free[:count], spare, seed, readout, held_out)
+
+
+def _held_out(info: ModelInfo, samples: Sequence[Sample]) -> List[Sample]:
+    """The images that training held out, if these are the images that it was given."""
+    sizes = Counter(sample.class_name for sample in samples)
+    several = [sample for sample in samples if sizes[sample.class_name] > 1]
+    return hold_out(several, info.split["held_out"], info.split["seed"])[1] if info.split else []
+
+
+def first_of_each_class(shuffled: Sequence[Sample], most: int) -> List[Sample]:
+    """At most so many of each class, in the order given."""
+    names = sorted({sample.class_name for sample in shuffled})
+    return [sample for name in names for sample in [s for s in shuffled if s.class_name == name][:most]]
 
 
 def _first_half_of_each_class(shuffled: Sequence[Sample]) -> List[Sample]:

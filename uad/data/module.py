@@ -1,8 +1,9 @@
 """The training data of one model: good images of all the classes, decoded and resized once, held in memory."""
 
 import functools
+from collections import Counter
 from pathlib import Path
-from typing import List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from lightning import LightningDataModule
@@ -110,6 +111,12 @@ class AnomalyData(LightningDataModule):
     def class_names(self) -> List[str]:
         """The classes, by name; the folders are looked at once."""
         return list(find_classes(self.root, self.classes))
+
+    @property
+    def split(self) -> Dict[str, Any]:
+        """How the good images were split, as `ModelInfo` holds it."""
+        counts = Counter(sample.class_name for sample in self.training_samples + self.held_out_samples)
+        return {"seed": self.seed, "held_out": self.held_out, "images": dict(counts)}
 
     def some_for_training(self, most: int, title: str) -> GoodImages:
         """Images that are trained on, at most so many of a class; the same at every call."""

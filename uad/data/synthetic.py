@@ -1,9 +1,9 @@
-"""Draws the image set of `uad demo`: four small factory products in the MVTec AD folder layout.
+"""Draws the image set of `uad demo`: five small factory products in the MVTec AD folder layout.
 
 A first run should need no download, so the products are drawn by code: two textures (denim `fabric` and
-`brushed_metal`) and two objects (a `gear` and a circuit `board`), each with three kinds of defect. Good
-images vary as photographs of one product do (position, yarn, grain, lighting, sensor noise), so that a
-model has something to learn.
+`brushed_metal`) and three objects (a `gear`, a circuit `board` and a `gasket`, whose background is
+saturated), each with three kinds of defect. Good images vary as photographs of one product do (position,
+yarn, grain, lighting, sensor noise), so that a model has something to learn.
 
 A picture is made in three steps, each with random numbers of its own: the good product is drawn at twice
 the size (`Scene`), a defect repaints part of it, and `_photograph` lights it, shrinks it and adds noise.
@@ -131,7 +131,7 @@ def _shrink(image: Array) -> Array:
 class Scene:
     """A good product, drawn at _SUPERSAMPLE times the final size."""
 
-    image: Array  # (n, n, 3), colours from 0 to 1
+    image: Array  # (n, n, 3), colours from 0 to 1; what is above 1 saturates the camera
     x: Array  # (n, n), place of each pixel on the product
     y: Array
     body: Mask  # (n, n), where a surface defect can be
@@ -469,6 +469,42 @@ def _solder_bridge(scene: Scene, rng: Rng) -> tuple[Array, Mask]:
     return _paint(scene.image, field, drop), field < 0.003
 
 
+# Gasket
+
+_LAMP = np.full(3, 1.6, np.float32)  # brighter than the camera can see, wherever the light falls off: always 255
+_RUBBER = (0.17, 0.17, 0.19)
+
+
+def _draw_gasket(rng: Rng, side: int) -> Scene:
+    """A rubber ring with two ears on a light table: the background is saturated, no two photographs differ in it."""
+    x, y = _lay(side, rng, turn=0.1, shift=0.012)
+    ears = _disc(np.abs(x) - 0.30, y, 0.075)
+    field = np.maximum(np.minimum(_disc(x, y, 0.29), ears), -np.minimum(_disc(x, y, 0.18), ears + 0.045))
+    light = 1 + 0.06 * _noise(side, rng, 70, 70) + 0.05 * _noise(side, rng, 5, 5) + 0.8 * _relief(field, 0.02)
+    table = np.broadcast_to(_LAMP, (side, side, 3))
+    return Scene(_paint(table, field, _tint(light, _RUBBER), soft=0.012), x, y, field < 0)
+
+
+def _tear(scene: Scene, rng: Rng) -> tuple[Array, Mask]:
+    field = _blob(*_around_a_point(scene, rng), rng.uniform(0.03, 0.05), rng)
+    return _paint(scene.image, field, _LAMP), (field < 0.003) & scene.body
+
+
+def _burr(scene: Scene, rng: Rng) -> tuple[Array, Mask]:
+    """Rubber that stands out from the outer edge."""
+    angle = rng.choice([-1, 1]) * rng.uniform(0.7, _TAU / 2 - 0.7)
+    x, y = scene.x - 0.3 * np.cos(angle), scene.y - 0.3 * np.sin(angle)
+    field = _blob(x, y, rng.uniform(0.03, 0.045), rng)
+    return _paint(scene.image, field, _RUBBER), field < 0.003
+
+
+def _hair(scene: Scene, rng: Rng) -> tuple[Array, Mask]:
+    """A hair on the light table beside the gasket."""
+    start = np.array([rng.uniform(-0.42, 0.2), rng.choice([-1, 1]) * rng.uniform(0.36, 0.42)])
+    field = _stroke(scene.x, scene.y, _walk(rng, start, 0.0, rng.uniform(0.2, 0.3), bend=0.15), 0.02)
+    return _paint(scene.image, field, (0.1, 0.08, 0.07)), field < 0.0
+
+
 # The data set
 
 
@@ -487,4 +523,5 @@ PRODUCTS = {
     "board": Product(
         _draw_board, {"missing_part": _missing_part, "scratch": _scratch, "solder_bridge": _solder_bridge}
     ),
+    "gasket": Product(_draw_gasket, {"tear": _tear, "burr": _burr, "hair": _hair}),
 }

@@ -67,6 +67,7 @@ class Comparison:
         good: Sequence[Sample],
         labelled: Sequence[Sample] = (),
         runtime: Optional[str] = None,
+        fitted: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda quantized: quantized,
     ) -> None:
         """Score the images by the FP32 model.
 
@@ -76,11 +77,12 @@ class Comparison:
             good: good images that calibration did not use; see `good_for_agreement`.
             labelled: images with labels, or none; see `check_labelled`.
             runtime: a name in `engines.RUNTIMES`; None takes the fastest installed.
+            fitted: gives a quantized graph the read-out that it needs.
 
         Raises:
             CalibrationError: the model gives all good images of a class one score.
         """
-        self._good, self._labelled, self._runtime = good, labelled, runtime
+        self._good, self._labelled, self._runtime, self._fitted = good, labelled, runtime, fitted
         self._images = load_images([*good, *labelled], info.size)
         self._reference = infer_model(model, info, self._images, runtime).score
         flat = sorted(name for name, figure in self._spearman(self._reference).items() if figure is None)
@@ -94,7 +96,7 @@ class Comparison:
 
     def agreement(self, quantized: onnx.ModelProto, info: ModelInfo) -> Agreement:
         """How alike a quantized model judges."""
-        scores = infer_model(quantized, info, self._images, self._runtime).score
+        scores = infer_model(self._fitted(quantized), info, self._images, self._runtime).score
         # Scores of a class that have all become equal tell nothing apart: that is no agreement.
         correlation = float(np.mean([figure or 0.0 for figure in self._spearman(scores).values()]))
         if not self._labelled:

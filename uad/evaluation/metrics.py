@@ -7,6 +7,8 @@ rule of the whole project is: an image is called defective iff its score is stri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -87,6 +89,12 @@ def threshold_at(scores_of_good: ArrayLike, false_positive_rate: float) -> float
     # Compared as k/n rather than floor(rate * n): 0.29 * 100 is 28.999..., yet 29 of 100 is 0.29.
     allowed = np.count_nonzero(np.arange(1, values.size) / values.size <= false_positive_rate)
     return float(values[allowed])
+
+
+def thresholds_at(scores_of_good: ArrayLike, classes: Sequence[str], false_positive_rate: float) -> dict[str, float]:
+    """The threshold of each class, by `threshold_at`; `classes` are those of the images, one a score."""
+    values, names = _vector(scores_of_good, "scores_of_good"), np.asarray(classes)
+    return {name: threshold_at(values[names == name], false_positive_rate) for name in sorted(set(classes))}
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:

@@ -4,12 +4,15 @@ A read-out is a module of the head. It takes any number of distance maps (N, 1, 
 features (N, C) that tell of which class an image is. Its map is on the finest grid.
 """
 
+import functools
+import operator
 from typing import Any, Dict, Iterable, List, NamedTuple, Protocol, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export import readout
 from uad.models.layers import enlarge, gaussian, pixel_count
 
 SMOOTHING = 1.0  # standard deviation of the Gaussian on the joined map, in map pixels
@@ -66,11 +69,11 @@ class RegionalReadOut(nn.Module):
 
         centroids    (classes, C)       of pooled features, in units of `spread`
         spread       (C,)               standard deviation of the pooled features
-        mean         (classes, L, h, w) of the distance in each of the L maps, on the coarsest grid
-        std          (classes, L, h, w)
+        levels       each of the L maps has a `Level`, with the mean and the deviation of its distance
         border       (1, 1, H, W)       what makes up for the zeros that smoothing sees outside the finest map
 
-    Before `fit`, distances count as they are.
+    Before `fit`, distances count as they are. `export.readout` fits the statistics, and finds them in an exported graph
+    by the names that they have here.
 
     Args:
         strides: image pixels for each pixel of each map, the finest first.
@@ -79,33 +82,24 @@ class RegionalReadOut(nn.Module):
 
     centroids: Tensor
     spread: Tensor
-    mean: Tensor
-    std: Tensor
     border: Tensor
     blur: Tensor
 
     def __init__(self, strides: Sequence[int], channels: int) -> None:
         super().__init__()
         assert list(strides) == sorted(strides)
-        self.strides = list(strides)
+        self.levels = nn.ModuleList(Level(strides[-1] / stride, stride / strides[0]) for stride in strides)
         self.register_buffer("centroids", torch.zeros(1, channels))
         self.register_buffer("spread", torch.ones(channels))
-        self.register_buffer("mean", torch.zeros(1, len(strides), 1, 1))
-        self.register_buffer("std", torch.ones(1, len(strides), 1, 1))
         self.register_buffer("border", torch.ones(1, 1, 1, 1))
         self.register_buffer("blur", gaussian(SMOOTHING))
 
     def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
-        """Statistics are looked up level by level: an exported graph then needs no Slice."""
+        """The class is looked up once, the statistics level by level: an exported graph then needs no Slice."""
         place = pooled / self.spread
         nearest = (place[:, None] - self.centroids).square().sum(dim=2).argmin(dim=1)
-        joined = torch.zeros(())
-        for level, (values, stride) in enumerate(zip(maps, self.strides)):
-            scale = self.strides[-1] / stride  # from the grid of the statistics to this map
-            mean = enlarge(self.mean[:, level : level + 1][nearest], scale)
-            std = enlarge(self.std[:, level : level + 1][nearest], scale)
-            excess = enlarge((values - mean) / std, stride / self.strides[0]).clamp_min(0.0).square()
-            joined = excess if level == 0 else joined + excess
+        excesses = [level(values, nearest) for level, values in zip(self.levels, maps)]
+        joined = functools.reduce(operator.add, excesses)
         anomaly_map = F.conv2d(joined, self.blur, padding=self.blur.shape[-1] // 2) * self.border
         top = max(1, round(TOP_FRACTION * pixel_count(anomaly_map)))
         score = torch.topk(anomaly_map.flatten(1), top, dim=1).values.mean(dim=1)
@@ -114,48 +108,61 @@ class RegionalReadOut(nn.Module):
     @torch.no_grad()
     def fit(self, batches: Iterable[Seen], classes: int) -> None:
         """Fit every buffer to good images; every class is among them."""
-        pooled: List[Tensor] = []
-        labels: List[Tensor] = []
-        sums = squares = torch.zeros(())
-        for maps, features, label in batches:
-            pooled.append(features)
-            labels.append(label)
-            member = F.one_hot(label, classes).float()
-            sums = sums + _sum_by_class(member, maps)
-            squares = squares + _sum_by_class(member, [level.square() for level in maps])
-        features, label = torch.cat(pooled), torch.cat(labels)
-        count = F.one_hot(label, classes).sum(dim=0).view(-1, 1, 1, 1)
-        mean, square = _smooth(sums / count), _smooth(squares / count)
+        observed = []
+        for maps, pooled, label in batches:
+            arrays = [values.float().numpy() for values in maps]
+            observed.append(readout.Seen(readout.on_coarsest_grid(arrays), pooled.numpy(), label.numpy()))
         ones = torch.ones_like(maps[0][:1])
         self.border = 1.0 / F.conv2d(ones, self.blur, padding=self.blur.shape[-1] // 2)
-        # A region where good images never differ is given a hundredth of the level's mean, so that nothing is
-        # divided by zero.
-        least = 0.01 * mean.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)
-        self.mean = mean
-        self.std = torch.maximum((square - mean.square()).clamp_min(0.0).sqrt(), least)
-        self.spread = features.std(dim=0, correction=0).clamp_min(1e-3)
-        centroids = [features[label == index].mean(dim=0) for index in range(classes)]
-        self.centroids = torch.stack(centroids) / self.spread
+        self.set_statistics(readout.fit(readout.together(observed), classes))
+
+    def set_statistics(self, statistics: readout.Statistics) -> None:
+        """Judge by these."""
+        self.centroids = torch.from_numpy(statistics.centroids)
+        self.spread = torch.from_numpy(statistics.spread)
+        for index, level in enumerate(self.levels):
+            level.mean, level.std = (
+                torch.from_numpy(values[:, index : index + 1].copy()) for values in (statistics.mean, statistics.std)
+            )
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Take the shapes of the buffers, which depend on the classes, from what is loaded."""
-        for name, buffer in list(self.named_buffers(recurse=False)):
-            stored = state_dict.get(prefix + name)
-            if stored is not None and stored.shape != buffer.shape:
-                setattr(self, name, torch.empty_like(stored, device=buffer.device))
+        _take_shapes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _sum_by_class(member: Tensor, maps: List[Tensor]) -> Tensor:
-    """L maps (N, 1, h, w), averaged on the last one's grid, summed over each class: (classes, L, h, w)."""
-    grid = (maps[-1].shape[-2], maps[-1].shape[-1])
-    averaged = torch.cat([F.adaptive_avg_pool2d(level, grid) for level in maps], dim=1)
-    return torch.einsum("nc,nlhw->clhw", member, averaged)
+class Level(nn.Module):
+    """One map of a regional read-out: how far it is above its mean on good images, in deviations, squared.
+
+        mean, std    (classes, 1, h, w) of the distance on good images, on the coarsest grid
+
+    Args:
+        scale: from the grid of the statistics to that of the map.
+        enlargement: from there to the finest map.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, scale: float, enlargement: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.enlargement = enlargement
+        self.register_buffer("mean", torch.zeros(1, 1, 1, 1))
+        self.register_buffer("std", torch.ones(1, 1, 1, 1))
+
+    def forward(self, values: Tensor, nearest: Tensor) -> Tensor:
+        """(N, 1, h, w) on its own grid, and the class of each image (N,) -> (N, 1, H, W) on the finest."""
+        mean, std = (enlarge(statistic[nearest], self.scale) for statistic in (self.mean, self.std))
+        return enlarge((values - mean) / std, self.enlargement).clamp_min(0.0).square()
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
+        _take_shapes(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _smooth(statistics: Tensor) -> Tensor:
-    """Blur (classes, L, h, w) by one grid step: a few images a class say little of a single place."""
-    kernel = gaussian(1.0)
-    margin = kernel.shape[-1] // 2
-    flat = statistics.flatten(0, 1).unsqueeze(1)
-    return F.conv2d(F.pad(flat, (margin,) * 4, mode="replicate"), kernel).view_as(statistics)
+def _take_shapes(module: nn.Module, state_dict: Dict[str, Any], prefix: str) -> None:
+    """Give the buffers of a module the shapes of what will be loaded, which depend on the classes and the image."""
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        stored = state_dict.get(prefix + name)
+        if stored is not None and stored.shape != buffer.shape:
+            setattr(module, name, torch.empty_like(stored, device=buffer.device))

@@ -1,6 +1,6 @@
 """The trained model on disk: `model.ckpt` holds tensors and plain values only.
 
-    {"program": "uad", "format": 2, "model": "stfpm", "config": {...}, "state_dict": {...}, "info": {...}}
+    {"program": "uad", "format": 3, "model": "stfpm", "config": {...}, "state_dict": {...}, "info": {...}}
 
 `config` are the arguments of the model's constructor, `info` what `engines.ModelInfo` will say in the exported file.
 After quantization-aware training the state dict is that of the folded network (see `uad.training.fold`). Beside it
@@ -8,7 +8,7 @@ stands
 
     "quantization": {"bits": 8, "amax": {tensor name in the exported file: range}}
 
-Format 2 moved the read-out of the head into a module of its own.
+Format 3 keeps the read-out's statistics level by level.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from uad.models.backbones import load_safely
 from uad.training.fold import fold
 
 PROGRAM = "uad"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from uad.data.folder import test_samples
 from uad.data.module import AnomalyData
 from uad.errors import TrainingError
 from uad.evaluation.evaluate import evaluate
-from uad.evaluation.metrics import threshold_at
+from uad.evaluation.metrics import threshold_at, thresholds_at
 from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress
@@ -131,12 +131,10 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, out: Pat
     info = ModelInfo(
         **model.description,
         classes=held_out.classes,
-        thresholds={
-            name: threshold_at(scores[[other == name for other in names]], false_positive_rate)
-            for name in held_out.classes
-        },
+        thresholds=thresholds_at(scores, names, false_positive_rate),
         threshold=threshold_at(scores, false_positive_rate),
-        threshold_rule=f"at most {false_positive_rate:.1%} of the held-out good images score above it",
+        false_positive_rate=false_positive_rate,
+        split=data.split,
         height=height,
         width=width,
         resize=RESIZE_RULE,

@@ -48,7 +48,7 @@ def test_no_image_is_drawn_twice(tmp_path: Path) -> None:
 
 def test_layout_is_that_of_mvtec(tmp_path: Path) -> None:
     names = synthetic.draw_dataset(tmp_path, size=32, n_train=2, n_test_good=1, n_test_defect=4)
-    assert names == list(synthetic.PRODUCTS) == ["fabric", "brushed_metal", "gear", "board"]
+    assert names == list(synthetic.PRODUCTS) == ["fabric", "brushed_metal", "gear", "board", "gasket"]
     for name in names:
         kinds = list(synthetic.PRODUCTS[name].defects)
         files = {path.relative_to(tmp_path / name).as_posix() for path in (tmp_path / name).rglob("*.*")}
@@ -105,7 +105,14 @@ def test_mask_cuts_off_no_visible_part_of_the_defect(name: str, kind: str) -> No
         assert np.abs(repainted - scene.image)[~shape & scene.body].max() < 0.1
 
 
-@pytest.mark.parametrize("name", ["gear", "board"])
+@pytest.mark.parametrize("key", range(5))
+def test_the_background_of_the_gasket_is_saturated_in_every_photograph(key: int) -> None:
+    image, _ = synthetic.draw_image("gasket", size=SIZE, key=(key,))
+    assert (image[:6] == 255).all() and (image[-6:] == 255).all()
+    assert 0.5 < (image == 255).mean() < 0.9
+
+
+@pytest.mark.parametrize("name", ["gear", "board", "gasket"])
 def test_an_object_lies_a_little_differently_in_each_image(name: str) -> None:
     scenes = [synthetic.PRODUCTS[name].draw(np.random.default_rng(key), 2 * SIZE) for key in range(4)]
     assert len({float(scene.x[0, 0]) for scene in scenes}) == len(scenes)

@@ -67,7 +67,7 @@ def images() -> np.ndarray:
 def info() -> ModelInfo:
     place = {"height": SIZE[0], "width": SIZE[1], "resize": RESIZE_RULE, "map_stride": 4}
     colours = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    return ModelInfo("stfpm", "mobilenet_v2", [], {}, 0.0, "none", **place, **colours)
+    return ModelInfo("stfpm", "mobilenet_v2", [], {}, 0.0, 0.05, {}, **place, **colours)
 
 
 def test_scores_maps_and_scales_are_those_from_before() -> None:

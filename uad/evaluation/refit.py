@@ -1,0 +1,115 @@
+"""The read-out and the thresholds of the graph that is deployed, fitted again on that graph.
+
+A read-out judges a distance by the deviation that it has on good images. Where good images do not differ, before a
+saturated background, that of the float network is next to nothing, and the rounding of INT8 is many times as large:
+every good image would look defective. So good images are run through both graphs, and what changes between them
+corrects the statistics (`export.readout`).
+"""
+
+import dataclasses
+from collections import Counter
+from typing import Callable, Iterable, Iterator, List, Sequence, Tuple
+
+import numpy as np
+import onnx
+
+from engines.metadata import ModelInfo
+from export.quantize import observe
+from export.readout import Seen, read_statistics, refit, see, widen, with_statistics
+from uad.data.calibration import READOUT_IMAGES, CalibrationImages, first_of_each_class
+from uad.data.folder import Sample, held_out_count, load_images
+from uad.evaluation.metrics import threshold_at, thresholds_at
+
+FEWEST_IMAGES = 8  # of a class, for its statistics to be corrected: fewer say little of a deviation
+Step = Callable[[], object]
+
+
+class Refit:
+    """What the float graph makes of some good images, by which the read-outs of deployed graphs are corrected.
+
+    Attributes:
+        counts: class -> on how many of its images the correction rests. Where no class is known, as in random-normal
+            images, it is empty: statistics then stay, and deviations are widened by the noise that is seen.
+        passes: how many images each graph is given.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        images: CalibrationImages,
+        most: int = READOUT_IMAGES,
+        step: Step = lambda: None,
+    ) -> None:
+        """Run the float graph.
+
+        Args:
+            model: the float32 graph.
+            images: which.
+            most: of each class.
+            step: called after each image.
+
+        Raises:
+            CalibrationError: values that are not finite.
+        """
+        samples = first_of_each_class(images.readout, most)
+        found = Counter(sample.class_name for sample in samples)
+        self.counts = {name: count for name, count in sorted(found.items()) if count >= FEWEST_IMAGES}
+        self._samples = [sample for sample in samples if sample.class_name in self.counts]
+        self._images = images
+        self._statistics = read_statistics(model)
+        self.passes = 0 if self._statistics is None else len(self._samples) or images.count
+        self._before = self._see(model, step) if self.passes else None
+
+    def readout(self, model: onnx.ModelProto, step: Step = lambda: None) -> onnx.ModelProto:
+        """A deployed graph, that of the float graph in another precision, with the read-out that it needs."""
+        if self._statistics is None or self._before is None:
+            return model
+        correct = refit if self.counts else widen
+        return with_statistics(model, correct(self._statistics, self._before, self._see(model, step)))
+
+    def _see(self, model: onnx.ModelProto, step: Step) -> Seen:
+        if not self.counts:
+            return see(model, _counted(self._images, step), [0] * self._images.count)
+        classes, size = self._images.info.classes, self._images.info.size
+        decoded = (load_images([sample], size)[0] for sample in self._samples)
+        return see(model, _counted(decoded, step), [classes.index(sample.class_name) for sample in self._samples])
+
+
+def choose_thresholds(
+    model: onnx.ModelProto, info: ModelInfo, held_out: Sequence[Sample], step: Step = lambda: None
+) -> Tuple[ModelInfo, List[str]]:
+    """Thresholds for a deployed graph, by the rule by which those of the float model were chosen.
+
+    A class of which there are fewer images than there were then keeps its threshold. That of an unknown class is chosen
+    again where all the others are.
+
+    Args:
+        model: the graph.
+        info: its description.
+        held_out: good images that were not trained on.
+        step: called after each image.
+
+    Returns:
+        The description with the new thresholds, and the classes that have one.
+    """
+    counts = Counter(sample.class_name for sample in held_out)
+    chosen = [name for name in info.classes if counts[name] and counts[name] >= _held_out_then(info, name)]
+    samples = [sample for sample in held_out if sample.class_name in chosen]
+    if not samples:
+        return info, []
+    decoded = (load_images([sample], info.size)[0] for sample in samples)
+    scores = [values["score"][0] for values in observe(model, ["score"], _counted(decoded, step))]
+    names, rate = [sample.class_name for sample in samples], info.false_positive_rate
+    threshold = threshold_at(scores, rate) if chosen == info.classes else info.threshold
+    thresholds = {**info.thresholds, **thresholds_at(scores, names, rate)}
+    return dataclasses.replace(info, thresholds=thresholds, threshold=threshold), chosen
+
+
+def _held_out_then(info: ModelInfo, name: str) -> int:
+    return held_out_count(info.split["images"][name], info.split["held_out"])
+
+
+def _counted(images: Iterable[np.ndarray], step: Step) -> Iterator[np.ndarray]:
+    for image in images:
+        yield image
+        step()

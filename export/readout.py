@@ -15,14 +15,14 @@ from engines.graph import constants
 from export.quantize import observe
 
 READOUT = "head.readout"  # the module's path in a network, with which torch names what it holds
-NOISE_SHARE = 0.1  # of the deviation of a level, root mean square over the regions, that every region is given
+NOISE_SHARE = 0.3  # of the deviation of a level, root mean square over the regions, that every region is given
 LEAST_SHRINKING = 0.7  # a few images may find a deviation smaller, but not by more than this factor
 
 
 class Seen(NamedTuple):
     """What a network makes of some good images."""
 
-    maps: np.ndarray  # (N, L, h, w) float32: the distances of the L levels, averaged on the coarsest grid
+    maps: List[np.ndarray]  # (N, 1, h, w) float32 each: the distances of the levels, the finest first
     pooled: np.ndarray  # (N, C) float32: the features that tell of which class an image is
     label: np.ndarray  # (N,) int64: the index of each image's class
 
@@ -37,33 +37,36 @@ class Statistics:
     spread: np.ndarray  # (C,) float32, standard deviation of the pooled features
 
 
-def on_coarsest_grid(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Average maps (N, 1, h, w), whose sizes are multiples of the last one's, on its grid: (N, L, h, w) float32."""
-    height, width = maps[-1].shape[2:]
-    blocks = [level.reshape(len(level), 1, height, level.shape[2] // height, width, -1) for level in maps]
-    return np.concatenate([block.mean(axis=(3, 5), dtype=np.float64) for block in blocks], axis=1).astype(np.float32)
-
-
 def together(parts: Iterable[Seen]) -> Seen:
     """Join what was seen in several batches."""
-    return Seen(*(np.concatenate(each) for each in zip(*parts)))
+    maps, pooled, label = zip(*parts)
+    return Seen([np.concatenate(level) for level in zip(*maps)], np.concatenate(pooled), np.concatenate(label))
 
 
-def fit(seen: Seen, classes: int) -> Statistics:
+def fit(batches: Iterable[Seen], classes: int) -> Statistics:
     """Fit the statistics to good images of every class.
 
     A region where good images hardly differ is given a share of the deviation of its level and class: what is smaller
     than that is noise, of which a defect must not be made.
     """
-    members = [seen.label == index for index in range(classes)]
-    maps = seen.maps.astype(np.float64)
-    mean = _smooth(np.stack([maps[member].mean(axis=0) for member in members]))
-    square = _smooth(np.stack([np.square(maps[member]).mean(axis=0) for member in members]))
+    sums: List[np.ndarray] = [np.zeros(()) for _ in range(classes)]
+    squares, counts = list(sums), [0] * classes
+    pooled, labels = [], []
+    for seen in batches:
+        pooled.append(seen.pooled.astype(np.float64))
+        labels.append(seen.label)
+        for index in np.unique(seen.label):
+            maps = [level[seen.label == index].astype(np.float64) for level in seen.maps]
+            counts[index] += len(maps[0])
+            sums[index] = sums[index] + _on_coarsest_grid(maps).sum(axis=0)
+            squares[index] = squares[index] + _on_coarsest_grid([np.square(level) for level in maps]).sum(axis=0)
+    mean = _smooth(np.stack([total / count for total, count in zip(sums, counts)]))
+    square = _smooth(np.stack([total / count for total, count in zip(squares, counts)]))
     variance = np.maximum(square - np.square(mean), 0.0)
     floor = np.maximum(NOISE_SHARE * np.sqrt(variance.mean(axis=(2, 3), keepdims=True)), 1e-6)
-    pooled = seen.pooled.astype(np.float64)
-    spread = np.maximum(pooled.std(axis=0), 1e-3)
-    centroids = np.stack([pooled[member].mean(axis=0) for member in members]) / spread
+    features, label = np.concatenate(pooled), np.concatenate(labels)
+    spread = np.maximum(features.std(axis=0), 1e-3)
+    centroids = np.stack([features[label == index].mean(axis=0) for index in range(classes)]) / spread
     return _statistics(mean, np.maximum(np.sqrt(variance), floor), centroids, spread)
 
 
@@ -77,26 +80,24 @@ def refit(statistics: Statistics, before: Seen, after: Seen) -> Statistics:
     """
     wide = widen(statistics, before, after)
     mean, std, centroids = (each.astype(np.float64) for each in (wide.mean, wide.std, wide.centroids))
-    std[np.unique(before.label)] = statistics.std[np.unique(before.label)]
     for index in np.unique(before.label):
-        member = before.label == index
-        one, other = (maps[member].astype(np.float64) for maps in (before.maps, after.maps))
-        shift = _smooth((other - one).mean(axis=0))
-        square = np.square(mean[index]) + np.square(std[index])
-        square += _smooth((np.square(other) - np.square(one)).mean(axis=0))
-        moved = mean[index] + shift
-        variance = np.maximum(square - np.square(moved), np.square(LEAST_SHRINKING * std[index]))
-        noise = _noise(one, other)
-        mean[index], std[index] = moved, np.maximum(np.sqrt(variance), noise)
-        change = (after.pooled[member].astype(np.float64) - before.pooled[member]).mean(axis=0)
+        one, other = (_of_class(seen, index) for seen in (before, after))
+        old = statistics.mean[index].astype(np.float64)
+        deviation = statistics.std[index].astype(np.float64)
+        new = old + _smooth((_on_coarsest_grid(other.maps) - _on_coarsest_grid(one.maps)).mean(axis=0))
+        # About the mean, not about 0: the few images lie to one side of it, which must not count as a deviation.
+        growth = _smooth((_square_about(other.maps, new) - _square_about(one.maps, old)).mean(axis=0))
+        variance = np.maximum(np.square(deviation) + growth, np.square(LEAST_SHRINKING * deviation))
+        mean[index], std[index] = new, np.maximum(np.sqrt(variance), _noise(one, other))
+        change = (other.pooled.astype(np.float64) - one.pooled).mean(axis=0)
         centroids[index] += change / statistics.spread
     return _statistics(mean, std, centroids, statistics.spread)
 
 
 def widen(statistics: Statistics, before: Seen, after: Seen) -> Statistics:
     """Give every deviation the noise that a change of the network adds, where the classes of the images are unknown."""
-    noise = _noise(before.maps.astype(np.float64), after.maps.astype(np.float64))
-    return dataclasses.replace(statistics, std=np.maximum(statistics.std, noise).astype(np.float32))
+    std = np.maximum(statistics.std, _noise(before, after))
+    return dataclasses.replace(statistics, std=std.astype(np.float32))
 
 
 def read_statistics(model: onnx.ModelProto) -> Optional[Statistics]:
@@ -132,8 +133,7 @@ def see(model: onnx.ModelProto, images: Iterable[np.ndarray], label: Sequence[in
     maps, pooled = _readout_inputs(model)
     seen = []
     for values, index in zip(observe(model, [*maps, pooled], images), label):
-        averaged = on_coarsest_grid([values[name] for name in maps])
-        seen.append(Seen(averaged, values[pooled], np.array([index])))
+        seen.append(Seen([values[name] for name in maps], values[pooled], np.array([index])))
     return together(seen)
 
 
@@ -163,10 +163,28 @@ def _readout_inputs(model: onnx.ModelProto) -> Tuple[List[str], str]:
     return maps, division.input[0]
 
 
-def _noise(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(N, L, h, w) twice -> (L, 1, 1): the deviation of their difference, root mean square over the regions."""
-    difference = after - before
-    return np.asarray(np.sqrt(np.square(difference - difference.mean(axis=0)).mean(axis=(0, 2, 3))))[:, None, None]
+def _noise(before: Seen, after: Seen) -> np.ndarray:
+    """(L, 1, 1): the deviation of the difference of the maps, root mean square over their pixels."""
+    differences = [other.astype(np.float64) - one for one, other in zip(before.maps, after.maps)]
+    return np.sqrt([np.square(each - each.mean(axis=0)).mean() for each in differences])[:, None, None]
+
+
+def _of_class(seen: Seen, index: int) -> Seen:
+    member = seen.label == index
+    return Seen([level[member] for level in seen.maps], seen.pooled[member], seen.label[member])
+
+
+def _square_about(maps: Sequence[np.ndarray], mean: np.ndarray) -> np.ndarray:
+    """(N, L, h, w): the squared distances of the pixels of each region from its mean (L, h, w), averaged."""
+    square = _on_coarsest_grid([np.square(level, dtype=np.float64) for level in maps])
+    return np.asarray(square - 2 * mean * _on_coarsest_grid(maps) + np.square(mean))
+
+
+def _on_coarsest_grid(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Average maps (N, 1, h, w), whose sizes are multiples of the last one's, on its grid: (N, L, h, w) float64."""
+    height, width = maps[-1].shape[2:]
+    blocks = [level.reshape(len(level), 1, height, level.shape[2] // height, width, -1) for level in maps]
+    return np.concatenate([block.mean(axis=(3, 5), dtype=np.float64) for block in blocks], axis=1)
 
 
 def _statistics(mean: np.ndarray, std: np.ndarray, centroids: np.ndarray, spread: np.ndarray) -> Statistics:

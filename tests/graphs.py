@@ -210,6 +210,36 @@ def tiny(backbone: str = "residual", size: int = SIZE, seed: int = 0) -> onnx.Mo
     return b.finish(b.node("Mul", [fine, coarse], "head"))
 
 
+def with_readout(backbone: str = "residual", size: int = SIZE, seed: int = 0) -> onnx.ModelProto:
+    """A whole float32 model whose head has a regional read-out of two classes; see `uad.models.readout`."""
+    b = Builder(seed, size)
+    x = b.normalize()
+    teacher, student = (FEATURES[backbone](b, x, net) for net in ("teacher", "student"))
+    maps = [b.distance(t, s, f"head/{name}") for t, s, name in zip(teacher, student, ("fine", "coarse"))]
+    pooled = b.node("ReduceMean", [teacher[1]], "head/pooled", axes=[2, 3], keepdims=0)
+    place = b.node("Div", [pooled, b.constant("head.readout.spread", np.full(6, 0.5, np.float32))], "head/readout")
+    place = b.node("Unsqueeze", [place, b._axes("head.readout.axes", 1)], "head/readout")
+    centroids = b.random.standard_normal((2, 6)).astype(np.float32)
+    away = b.node("Sub", [place, b.constant("head.readout.centroids", centroids)], "head/readout")
+    square = b.node("Mul", [away, away], "head/readout")
+    total = b.node("ReduceSum", [square, b._axes("head.readout.last", 2)], "head/readout", keepdims=0)
+    nearest = b.node("ArgMin", [total], "head/readout", axis=1, keepdims=0)
+    excesses = []
+    for level, distance in enumerate(maps):
+        where = f"head/readout/levels.{level}"
+        found = []
+        for kind, value in (("mean", 0.2), ("std", 0.1)):
+            values = value * b.random.uniform(0.5, 1.5, (2, 1, size // 8, size // 8)).astype(np.float32)
+            statistic = b.constant(f"head.readout.levels.{level}.{kind}", values)
+            gathered = b.node("Gather", [statistic, nearest], f"{where}/{kind}", axis=0)
+            found.append(b.upsample(gathered, f"{where}/{kind}") if level == 0 else gathered)
+        excess = b.node("Div", [b.node("Sub", [distance, found[0]], where), found[1]], where)
+        excess = excess if level == 0 else b.upsample(excess, where)
+        excess = b.node("Clip", [excess, b.constant(f"{where}.min", np.float32(0.0))], where)
+        excesses.append(b.node("Mul", [excess, excess], where))
+    return b.finish(b.node("Add", excesses, "head/readout"))
+
+
 def tiny_info(size: int = SIZE, **changes: Any) -> ModelInfo:
     """The description of a tiny model."""
     info = ModelInfo(

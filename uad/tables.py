@@ -22,20 +22,48 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def accuracy_table(report: Dict[str, Any]) -> str:
-    """A row for each class and one for the mean, from the report of `uad test`."""
+    """A row for each class, one for the worst figures among them, and one for the mean, from a report of `uad test`.
+
+    Beside a reference there are two columns of flipped decisions: had the model kept the reference's thresholds, and at
+    its own.
+    """
     agreement = "agreement" in report
     header = ["class", "good", "defect", "image AUROC", "pixel AUROC", "AUPRO", "best F1"]
-    header += ["Spearman", "flipped"] if agreement else []
-    rows: List[List[str]] = []
-    everything = dict(report, n_good=None, n_bad=None)
-    for name, figures in [*report["classes"].items(), ("mean", everything)]:
-        row = [name, _whole(figures["n_good"]), _whole(figures["n_bad"])]
-        row += [_fraction(figures[key]) for key in ("image_auroc", "pixel_auroc", "aupro", "image_f1")]
-        if agreement:
-            agrees = figures["agreement"]
-            row += [_fraction(agrees["spearman"], 4), _fraction(agrees["flipped"])]
-        rows.append(row)
+    header += ["Spearman", "flipped before", "flipped"] if agreement else []
+    classes = report["classes"]
+    rows = [
+        [name, str(figures["n_good"]), str(figures["n_bad"]), *_accuracy(figures)] for name, figures in classes.items()
+    ]
+    if len(classes) > 1:
+        rows.append(["worst class", "", "", *_accuracy(_worst(list(classes.values())))])
+    rows.append(["mean", "", "", *_accuracy(report)])
     return markdown(header, rows)
+
+
+def _accuracy(figures: Dict[str, Any]) -> List[str]:
+    row = [_fraction(figures[key]) for key in ("image_auroc", "pixel_auroc", "aupro", "image_f1")]
+    if "agreement" in figures:
+        agrees = figures["agreement"]
+        row += [_fraction(agrees["spearman"], 4), _fraction(agrees["flipped_before"]), _fraction(agrees["flipped"])]
+    return row
+
+
+def _worst(classes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+    """The worst of each figure over the classes that have it."""
+
+    def worst(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+        found: Dict[str, Any] = {}
+        for key in rows[0]:
+            if key != "agreement":
+                values = [row[key] for row in rows if row[key] is not None]
+                choose = max if key.startswith("flipped") else min
+                found[key] = choose(values) if values else None
+        return found
+
+    figures = worst(classes)
+    if "agreement" in classes[0]:
+        figures["agreement"] = worst([each["agreement"] for each in classes])
+    return figures
 
 
 def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:

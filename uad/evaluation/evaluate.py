@@ -32,6 +32,13 @@ class ScoredImage:
             return False
         return (self.score > self.threshold) != (self.reference_score > self.reference_threshold)
 
+    @property
+    def flipped_before(self) -> bool:
+        """The same, had the model kept the reference's threshold."""
+        if self.reference_score is None:
+            return False
+        return (self.score > self.reference_threshold) != (self.reference_score > self.reference_threshold)
+
 
 @dataclasses.dataclass
 class Evaluation:
@@ -52,7 +59,8 @@ def evaluate(
     Pixel figures are at the model's input size: maps are enlarged bilinearly, masks resized by nearest neighbour. An
     image with a defect but no mask counts for image figures only; good images of a class with masks count as all good.
 
-    Agreement over all classes is that of all images, but Spearman's correlation the mean over the classes.
+    Agreement over all classes is that of all images, but Spearman's correlation the mean over the classes; beside it
+    stands the class of which it is lowest.
 
     Memory: one batch of images and 24 MB (see `PixelCurve`), whatever the number of images.
 
@@ -82,7 +90,10 @@ def evaluate(
     if reference is not None:
         report["agreement"] = _agreement(images)
         # Over all images, a score's offset between classes would pass for agreement.
-        report["agreement"]["spearman"] = _mean([figures["agreement"]["spearman"] for figures in classes.values()])
+        correlations = {name: figures["agreement"]["spearman"] for name, figures in classes.items()}
+        report["agreement"]["spearman"] = _mean(list(correlations.values()))
+        known = {name: value for name, value in correlations.items() if value is not None}
+        report["agreement"]["lowest"] = min(known, key=known.__getitem__) if known else None
     return Evaluation(report, images)
 
 
@@ -141,6 +152,7 @@ def _agreement(scored: Sequence[ScoredImage]) -> Dict[str, Any]:
         "max_relative_score_diff": float(np.max(np.abs(scores - reference) / np.maximum(np.abs(reference), 1e-12))),
         "max_abs_map_diff": max(image.max_abs_map_diff for image in scored),
         "flipped": float(np.mean([image.flipped for image in scored])),
+        "flipped_before": float(np.mean([image.flipped_before for image in scored])),
     }
 
 

@@ -108,13 +108,11 @@ class RegionalReadOut(nn.Module):
     @torch.no_grad()
     def fit(self, batches: Iterable[Seen], classes: int) -> None:
         """Fit every buffer to good images; every class is among them."""
-        observed = []
-        for maps, pooled, label in batches:
-            arrays = [values.float().numpy() for values in maps]
-            observed.append(readout.Seen(readout.on_coarsest_grid(arrays), pooled.numpy(), label.numpy()))
-        ones = torch.ones_like(maps[0][:1])
-        self.border = 1.0 / F.conv2d(ones, self.blur, padding=self.blur.shape[-1] // 2)
-        self.set_statistics(readout.fit(readout.together(observed), classes))
+        arrays = (
+            readout.Seen([values.float().numpy() for values in maps], pooled.numpy(), label.numpy())
+            for maps, pooled, label in batches
+        )
+        self.set_statistics(readout.fit(arrays, classes))
 
     def set_statistics(self, statistics: readout.Statistics) -> None:
         """Judge by these."""
@@ -124,6 +122,9 @@ class RegionalReadOut(nn.Module):
             level.mean, level.std = (
                 torch.from_numpy(values[:, index : index + 1].copy()) for values in (statistics.mean, statistics.std)
             )
+        finest = [round(side * self.levels[0].scale) for side in statistics.mean.shape[2:]]
+        ones = torch.ones(1, 1, *finest)
+        self.border = 1.0 / F.conv2d(ones, self.blur, padding=self.blur.shape[-1] // 2)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
         _take_shapes(self, state_dict, prefix)

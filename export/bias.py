@@ -1,0 +1,100 @@
+"""Bias correction: what rounding shifts in the mean of a channel is taken back by the bias of its convolution.
+
+Nagel et al., 'Data-Free Quantization Through Weight Equalization and Bias Correction', ICCV 2019, section 4.2, in its
+empirical form: both networks see the same images. The few weights of a depthwise filter do not round to the same mean,
+so every output of its channel is off by the same amount, and every layer behind it sees that.
+"""
+
+from typing import Callable, Dict, Iterable, List, Sequence
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from engines.graph import constants, producers, remove_unused_constants
+from export.quantize import observe
+
+
+def correct_biases(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    layers: Sequence[str],
+    images: Callable[[], Iterable[np.ndarray]],
+    progress: Callable[[], object] = lambda: None,
+) -> onnx.ModelProto:
+    """Return a copy of a quantized graph in which the mean of every channel is that of the float graph.
+
+    Layers are corrected in the order in which they compute, those of one depth together, each with all before it
+    corrected already.
+
+    Args:
+        model: the float32 graph that was quantized.
+        quantized: the same with Q/DQ.
+        layers: the convolutions that were quantized; one without a bias is passed over.
+        images: gives images (H, W, 3) uint8, the same at each call.
+        progress: called after each depth, of which there are `depth_of(...)`'s greatest.
+
+    Raises:
+        CalibrationError: no image, or values that are not finite.
+    """
+    outputs = {
+        node.name: node.output[0] for node in model.graph.node if node.name in set(layers) and len(node.input) > 2
+    }
+    expected = _channel_means(model, list(outputs.values()), images())
+    corrected = onnx.ModelProto()
+    corrected.CopyFrom(quantized)
+    nodes = {node.name: node for node in corrected.graph.node}
+    values = constants(quantized)
+    for names in by_depth(model, list(outputs)):
+        found = _channel_means(
+            up_to(corrected, [outputs[name] for name in names]), [outputs[name] for name in names], images()
+        )
+        for name in names:
+            bias = values[nodes[name].input[2]] - (found[outputs[name]] - expected[outputs[name]])
+            nodes[name].input[2] = f"{name}/corrected"
+            corrected.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), f"{name}/corrected"))
+        progress()
+    remove_unused_constants(corrected)
+    return corrected
+
+
+def by_depth(model: onnx.ModelProto, layers: Sequence[str]) -> List[List[str]]:
+    """The layers, those together that lie behind equally many others on the longest way to them."""
+    depth: Dict[str, int] = {}
+    groups: Dict[int, List[str]] = {}
+    wanted = set(layers)
+    for node in model.graph.node:
+        behind = max((depth.get(name, 0) for name in node.input), default=0)
+        if node.name in wanted:
+            groups.setdefault(behind, []).append(node.name)
+            behind += 1
+        depth.update(dict.fromkeys(node.output, behind))
+    return [groups[key] for key in sorted(groups)]
+
+
+def up_to(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+    """A copy of a graph with only the nodes that these tensors need."""
+    made_by, needed, waiting = producers(model), set(), list(outputs)
+    while waiting:
+        node = made_by.get(waiting.pop())
+        if node is not None and node.name not in needed:
+            needed.add(node.name)
+            waiting += node.input
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    kept = [node for node in part.graph.node if node.name in needed]
+    del part.graph.node[:]
+    part.graph.node.extend(kept)
+    remove_unused_constants(part)
+    return part
+
+
+def _channel_means(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarray]) -> Dict[str, np.ndarray]:
+    """Tensor -> (C,) float64, the mean of each channel over the images."""
+    sums: Dict[str, np.ndarray] = {}
+    count = 0
+    for values in observe(model, names, images):
+        count += 1
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value.mean(axis=(0, 2, 3), dtype=np.float64)
+    return {name: total / count for name, total in sums.items()}

@@ -14,10 +14,11 @@ def command(arguments: "list[str]") -> None:
         sys.exit(f"uad {' '.join(arguments)} failed")
 
 
-def tested(model: Path, report: Path, reference: Path, data: str) -> "dict[str, Any]":
+def tested(model: Path, report: Path, reference: Path, data: str, runtime: "str | None" = None) -> "dict[str, Any]":
     """The figures of `uad test` beside a reference, which are kept in `report` and not made again."""
     if not report.exists():
         flags = ["--reference", str(reference), "--batch", "8", "--json", str(report)]
+        flags += ["--runtime", runtime] if runtime else []
         command(["test", str(model), "--data.root", data, *flags])
     content = json.loads(report.read_text())
     del content["model"]

@@ -5,7 +5,7 @@ memory does not grow with the number of images.
 """
 
 from functools import partial
-from typing import Callable
+from typing import Callable, Sequence
 
 import numpy as np
 
@@ -69,6 +69,18 @@ class Histogram:
     def edges(self) -> np.ndarray:
         """(BINS + 1,) float64, the borders of the bins."""
         return np.linspace(0.0, self.limit, BINS + 1)
+
+
+def merged(histograms: Sequence[Histogram]) -> Histogram:
+    """One histogram of all that several counted, to a bin of the widest."""
+    whole = Histogram()
+    whole.limit = max(histogram.limit for histogram in histograms)
+    whole.amax = max(histogram.amax for histogram in histograms)
+    for histogram in histograms:
+        middles = (np.arange(BINS) + 0.5) * (histogram.limit / BINS)
+        places = np.minimum(middles / (whole.limit or 1.0) * BINS, BINS - 1).astype(np.int64)
+        np.add.at(whole.counts, places, histogram.counts)
+    return whole
 
 
 def amax_minmax(histogram: Histogram) -> float:

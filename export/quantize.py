@@ -4,7 +4,7 @@ Calibration runs the float graph in ONNX Runtime, one image at a time, and keeps
 """
 
 import dataclasses
-from typing import Dict, Iterable, Iterator, List, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import onnx
@@ -57,6 +57,19 @@ def collect_histograms(model: onnx.ModelProto, names: List[str], images: Iterabl
         for name, value in values.items():
             histograms[name].update(value)
     return histograms
+
+
+def ranges(
+    histograms: Sequence[Dict[str, Histogram]], names: Sequence[str], rule: Callable[[Histogram], float]
+) -> Dict[str, float]:
+    """Tensor -> amax: the widest that any class asks for, so that none is clipped for the sake of another.
+
+    Args:
+        histograms: of each class, tensor -> histogram.
+        names: of the tensors.
+        rule: a calibrator; see `export.calibrate`.
+    """
+    return {name: max(rule(of_class[name]) for of_class in histograms) for name in names}
 
 
 def observe(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarray]) -> Iterator[Dict[str, np.ndarray]]:

@@ -339,11 +339,11 @@ def _calibrate(
     fp32: "onnx.ModelProto", images: "CalibrationImages", name: str, percentile: float, every_tensor: bool
 ) -> Calibrated:
     """Equalise the graph, and find the ranges of its tensors, with histograms of more where --explain wants them."""
-    from export.calibrate import calibrator
+    from export.calibrate import calibrator, merged
     from export.equalize import equalizable, equalize
     from export.explain import observed_tensors
     from export.placement import place
-    from export.quantize import collect_histograms
+    from export.quantize import collect_histograms, ranges
     from uad.progress import progress
 
     rule = calibrator(name, percentile=percentile)
@@ -356,8 +356,9 @@ def _calibrate(
     ranged = placement.ranged()
     with progress("Calibrating", images.count) as step:
         names = observed_tensors(placement) if every_tensor else ranged
-        histograms = collect_histograms(model, names, _counted(images, step))
-    return Calibrated(model, placement, histograms, {name: rule(histograms[name]) for name in ranged})
+        by_class = [collect_histograms(model, names, _counted(group, step)) for group in images.by_class()]
+    histograms = {name: merged([of_class[name] for of_class in by_class]) for name in names}
+    return Calibrated(model, placement, histograms, ranges(by_class, ranged, rule))
 
 
 def _damage(

@@ -35,8 +35,18 @@ class CalibrationImages:
     def __iter__(self) -> Iterator[np.ndarray]:
         """(height, width, 3) uint8 each."""
         if self.source == "images":
-            return (load_images([sample], self.info.size)[0] for sample in self.samples)
+            return self._decoded(self.samples)
         return iter(random_normal_images(self.info, self.count, self.seed))
+
+    def by_class(self) -> List[Iterator[np.ndarray]]:
+        """The same images, those of each class on their own; random-normal images are of one class."""
+        if self.source != "images":
+            return [iter(self)]
+        names = sorted({sample.class_name for sample in self.samples})
+        return [self._decoded([sample for sample in self.samples if sample.class_name == name]) for name in names]
+
+    def _decoded(self, samples: Sequence[Sample]) -> Iterator[np.ndarray]:
+        return (load_images([sample], self.info.size)[0] for sample in samples)
 
     def to_judge_layers(self) -> Tuple[np.ndarray, List[str], str]:
         """`JUDGED_IMAGES` images (N, height, width, 3) uint8, their classes, and what they are in words.

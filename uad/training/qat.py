@@ -15,9 +15,10 @@ from export.calibrate import calibrator as calibrator_of
 from export.equalize import equalize
 from export.onnx import export_network
 from export.placement import CONVOLUTIONS, place
-from export.quantize import collect_histograms
+from export.quantize import collect_histograms, ranges
 from uad.data.batches import Batch, GoodImages
 from uad.errors import CheckpointError
+from uad.models import model_class
 from uad.models.base import Model, not_negative
 from uad.training.checkpoint import Quantization, load_checkpoint
 from uad.training.fake_quant import float_state, insert_quantizers, module_path
@@ -35,7 +36,8 @@ class QuantizationAware(Model):
     What the model trained before is trained again; what was frozen stays frozen. Both are quantized as they will be
     deployed, so a student makes up for its teacher's rounding as well as for its own. Gradients pass rounding straight
     through and stop at clipped values. Ranges of activations stay those of the calibrator; those of weights follow the
-    weights. The head, and what it knows of good images, stays as it is.
+    weights. The head stays as it is while it trains; in the end, what it knows of good images is fitted again to the
+    quantized network.
 
     Args:
         ckpt: the model.ckpt of a run, in float.
@@ -76,7 +78,7 @@ class QuantizationAware(Model):
         self.lr = lr
         self.bits = bits
         self.image_multiple = 1  # the size is that of `start`
-        self.images_of_each_class = -(-calibration_images // len(start.info.classes))
+        self.calibration_images_of_each_class = -(-calibration_images // len(start.info.classes))
         self.quantized_teacher = quantized_teacher
         self.reference = fold(start.network).requires_grad_(False)
         self.network = fold(start.network)
@@ -96,7 +98,9 @@ class QuantizationAware(Model):
     @torch.no_grad()
     def prepare(self, good: GoodImages) -> None:
         """Equalise, calibrate and insert the quantizers."""
-        images: List[np.ndarray] = [image.numpy() for batch in good for image in batch.image]
+        positions = [(good.label == index).nonzero()[:, 0] for index in range(len(good.classes))]
+        chosen = torch.cat([members[: self.calibration_images_of_each_class] for members in positions])
+        images: List[np.ndarray] = list(good.image[chosen].numpy())
         self.description["calibration"].update(images=len(images), classes=self.start.classes)
         model = equalize(export_network(self.network, self.start.size), images)
         values = constants(model)
@@ -106,8 +110,13 @@ class QuantizationAware(Model):
                 for parameter, name in zip((module.weight, module.bias), node.input[1:]):
                     assert isinstance(parameter, Tensor)
                     parameter.copy_(torch.from_numpy(values[name].copy()))
-        histograms = collect_histograms(model, place(model).ranged(), images)
-        self._quantize({name: self._rule(histogram) for name, histogram in histograms.items()})
+        ranged = place(model).ranged()
+        labels = good.label[chosen]
+        by_class = [
+            collect_histograms(model, ranged, [image for image, own in zip(images, labels) if own == index])
+            for index in range(len(good.classes))
+        ]
+        self._quantize(ranges(by_class, ranged, self._rule))
 
     def _quantize(self, amax: Dict[str, float]) -> None:
         self.quantization = Quantization(self.bits, amax)
@@ -124,7 +133,10 @@ class QuantizationAware(Model):
         return F.mse_loss(_root(anomaly_map), _root(expected))
 
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
-        """The read-out stays that of the float network."""
+        """As the model that was trained in float would, but to the quantized network."""
+        model = model_class(self.start.model).from_config(self.config)
+        model.network = self.network
+        model.fit_readout(training, held_out)
 
     def configure_optimizers(self) -> Any:
         """What the float model trained."""

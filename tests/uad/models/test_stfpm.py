@@ -106,21 +106,24 @@ def test_the_targets_of_the_student_have_mean_0_and_deviation_1(fitted: Any) -> 
 def test_each_class_is_judged_on_its_own_scale(fitted: Any) -> None:
     model, images, labels = fitted
     network, head = model.network, model.network.head
-    readout = head.readout
-    assert readout.mean.shape == (2, 3, 4, 4) and not torch.equal(readout.mean[0], readout.mean[1])
+    levels = head.readout.levels
+    for level in levels:
+        assert level.mean.shape == level.std.shape == (2, 1, 4, 4) and not torch.equal(level.mean[0], level.mean[1])
     with torch.no_grad():
         teacher, student = network.features(images)
         distances = head.distances(teacher, student)
     for index in range(2):
         for level, values in enumerate(distances):
             expected = values[labels == index].mean()
-            torch.testing.assert_close(readout.mean[index, level].mean(), expected, rtol=0.05, atol=0)
+            torch.testing.assert_close(levels[level].mean[index].mean(), expected, rtol=0.05, atol=0)
     # Were the classes mixed up, one of them would stand out.
     with torch.no_grad():
         right = network(images)[0]
-        readout.mean, readout.std = readout.mean.flip(0), readout.std.flip(0)
+        for level in levels:
+            level.mean, level.std = level.mean.flip(0), level.std.flip(0)
         wrong = network(images)[0]
-        readout.mean, readout.std = readout.mean.flip(0), readout.std.flip(0)
+        for level in levels:
+            level.mean, level.std = level.mean.flip(0), level.std.flip(0)
     assert wrong.max() > 2 * right.max()
 
 

@@ -46,12 +46,15 @@ def network() -> Any:
     model = STFPM("mobilenet_v2", "none")
     state = model.network.state_dict()
     for name, value in state.items():
-        before = name.replace("head.readout.", "head.")
+        before, last = name.replace("head.readout.", "head."), name.rpartition(".")[2]
         if name.startswith("normalize") or name.endswith(("blur", "num_batches_tracked")):
             continue
-        is_readout = name.startswith("head.readout.")
-        shape = SHAPES[name.rpartition(".")[2]] if is_readout else tuple(value.shape)
-        state[name] = torch.from_numpy(numbers(before, shape)).float()
+        if ".levels." in name:  # the statistics of all the levels were one tensor
+            level = int(name.split(".")[3])
+            made = numbers(f"head.{last}", SHAPES[last])[:, level : level + 1]
+        else:
+            made = numbers(before, SHAPES[last] if name.startswith("head.readout.") else tuple(value.shape))
+        state[name] = torch.from_numpy(made).float()
     model.network.load_state_dict(state)
     return model.network.eval()
 

@@ -1,0 +1,126 @@
+"""How INT8 judges beside FP32, class by class, on eight classes: one unified MobileNetV2 STFPM for each of two roots.
+
+    UAD_DATA=... UAD_MVTEC=... UAD_WEIGHTS=... python benchmarks/agreement.py --work DIR --out DIR
+
+UAD_DATA and UAD_MVTEC are folders of classes in the layout of MVTec AD, UAD_WEIGHTS one that holds
+mobilenet_v2-imagenet.pth. What is in --work is not made again, so the script goes on where it was stopped: empty it
+when the code has changed. Everything is run through the command line; nothing here chooses anything. One seed.
+
+The page puts the figures beside those in agreement-before.json, if that is in --out: the same script, run at an earlier
+commit with `--name agreement-before`.
+"""
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from commands import command, tested
+from machine import footer, machine
+
+from engines.cpu import cpu_flags, saturates
+from uad.tables import markdown
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ROOTS = {"data": ("UAD_DATA", "6"), "mvtec": ("UAD_MVTEC", "25")}  # name -> variable, epochs of the float training
+VARIANTS = {
+    "fp32": ["--precision", "fp32"],
+    "int8 percentile": ["--precision", "int8", "--calibration-data", "IMAGES"],
+    "int8 entropy": ["--precision", "int8", "--calibrator", "entropy", "--calibration-data", "IMAGES"],
+    "int8 random-normal": ["--precision", "int8", "--calibration-data", "random-normal"],
+    "qat": ["--precision", "int8"],
+}
+
+
+def main() -> None:
+    """Train, export and test on each root; write JSON and the table made from it after each step."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--roots", nargs="+", default=list(ROOTS), choices=list(ROOTS))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--precision", default="bf16-mixed", help="of training: 32-true is faster without bf16 units")
+    parser.add_argument("--name", default="agreement")
+    parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json and NAME.md")
+    options = parser.parse_args()
+    runtime = "onnxruntime" if saturates(platform.machine(), cpu_flags()) else "openvino"
+    out = options.out / f"{options.name}.json"
+    reports: dict[str, dict[str, Any]] = {}
+    for root in options.roots:
+        for variant in options.variants:
+            reports.setdefault(root, {})[variant] = report(
+                options.work / root, root, variant, options.precision, runtime
+            )
+            result = {"machine": machine(), "precision": options.precision, "runtime": runtime, "reports": reports}
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(result, indent=1) + "\n")
+            out.with_suffix(".md").write_text(page(result, _before(options.out)))
+
+
+def report(work: Path, root: str, variant: str, precision: str, runtime: str) -> "dict[str, Any]":
+    """Make a variant and test it beside the FP32 file."""
+    variable, epochs = ROOTS[root]
+    data, stem = os.environ[variable], work / variant.replace(" ", "-")
+    float_run = work / "run"
+    weights = str(Path(os.environ["UAD_WEIGHTS"]) / "mobilenet_v2-imagenet.pth")
+    model = ["--model.backbone", "mobilenet_v2", "--model.weights", weights]
+    trained(float_run, ["stfpm.yaml", data, precision, *model, "--trainer.max_epochs", epochs])
+    checkpoint = float_run / "model.ckpt"
+    if variant == "qat":
+        trained(stem, ["stfpm_qat.yaml", data, precision, "--ckpt", str(checkpoint)])
+        checkpoint = stem / "model.ckpt"
+    file = stem.with_suffix(".onnx")
+    if not file.exists():
+        flags = [data if flag == "IMAGES" else flag for flag in VARIANTS[variant]]
+        command(["export", str(checkpoint), *flags, "--out", str(file)])
+    reference = checkpoint if variant == "fp32" else work / "fp32.onnx"
+    return tested(file, stem.with_suffix(".json"), reference, data, runtime)
+
+
+def trained(run: Path, flags: "list[str]") -> None:
+    """Train into a folder, unless that was done."""
+    config, data, precision, *rest = flags
+    if not (run / "model.ckpt").exists():
+        settings = ["--config", str(CONFIGS / config), "--data.root", data, "--trainer.precision", precision]
+        command(["fit", *settings, *rest, "--out", str(run)])
+
+
+def _before(folder: Path) -> "dict[str, Any] | None":
+    path = folder / "agreement-before.json"
+    return dict(json.loads(path.read_text())) if path.exists() else None
+
+
+def page(result: "dict[str, Any]", before: "dict[str, Any] | None") -> str:
+    """A row for each class and variant: what it is, and what it was before."""
+    lines = ["# How INT8 judges beside FP32, one unified STFPM on MobileNetV2 for each of two roots, one seed", ""]
+    lines += [f"Spearman: rank correlation of image scores with FP32's. Runtime: {result['runtime']}."]
+    lines += ["Flipped: part of the decisions that differ, each model at its own thresholds."]
+    if before is not None:
+        lines += [f"In brackets: at commit {before['machine']['commit']}, from the same float weights."]
+    header = ["class", "model", "image AUROC", "pixel AUROC", "Spearman", "flipped"]
+    rows = []
+    for root, variants in result["reports"].items():
+        earlier = before["reports"].get(root, {}) if before is not None else {}
+        for name in [*variants["fp32"]["classes"], f"mean of {root}"]:
+            for variant, found in variants.items():
+                was = earlier.get(variant)
+                rows.append([name, variant, *_cells(_of(found, name), None if was is None else _of(was, name))])
+    return "\n".join([*lines, "", markdown(header, rows), "", footer(result["machine"])])
+
+
+def _of(report: "dict[str, Any]", name: str) -> "dict[str, Any]":
+    figures = report["classes"].get(name, report)
+    return {**figures, **figures["agreement"]}
+
+
+def _cells(found: "dict[str, Any]", was: "dict[str, Any] | None") -> "list[str]":
+    cells = []
+    for key in ("image_auroc", "pixel_auroc", "spearman", "flipped"):
+        cell = "-" if found[key] is None else f"{found[key]:.3f}"
+        cells.append(cell if was is None or found[key] is None else f"{cell} ({was[key]:.3f})")
+    return cells
+
+
+if __name__ == "__main__":
+    main()

@@ -5,76 +5,75 @@ empirical form: both networks see the same images. The few weights of a depthwis
 so every output of its channel is off by the same amount, and every layer behind it sees that.
 """
 
-from typing import Callable, Dict, Iterable, List, Sequence
+from typing import Callable, Dict, Iterable, List, Sequence, Set
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engines.graph import constants, producers, remove_unused_constants
+from engines.graph import constants, in_backbone, producers, remove_unused_constants
+from export.placement import CONVOLUTIONS
 from export.quantize import observe
+
+CORRECTION_IMAGES = 32  # spread over the classes
 
 
 def correct_biases(
     model: onnx.ModelProto,
     quantized: onnx.ModelProto,
-    layers: Sequence[str],
-    images: Callable[[], Iterable[np.ndarray]],
+    images: Sequence[np.ndarray],
     progress: Callable[[], object] = lambda: None,
 ) -> onnx.ModelProto:
     """Return a copy of a quantized graph in which the mean of every channel is that of the float graph.
 
     Layers are corrected in the order in which they compute, those of one depth together, each with all before it
-    corrected already.
+    corrected already. A convolution without a bias is passed over.
 
     Args:
         model: the float32 graph that was quantized.
         quantized: the same with Q/DQ.
-        layers: the convolutions that were quantized; one without a bias is passed over.
-        images: gives images (H, W, 3) uint8, the same at each call.
-        progress: called after each depth, of which there are `depth_of(...)`'s greatest.
+        images: (H, W, 3) uint8 each.
+        progress: called after each depth, of which `by_depth` tells the number.
 
     Raises:
         CalibrationError: no image, or values that are not finite.
     """
-    outputs = {
-        node.name: node.output[0] for node in model.graph.node if node.name in set(layers) and len(node.input) > 2
-    }
-    expected = _channel_means(model, list(outputs.values()), images())
+    layers = by_depth(model)
+    outputs = {name: tensor for group in layers for name, tensor in group.items()}
+    expected = _channel_means(model, list(outputs.values()), images)
     corrected = onnx.ModelProto()
     corrected.CopyFrom(quantized)
     nodes = {node.name: node for node in corrected.graph.node}
     values = constants(quantized)
-    for names in by_depth(model, list(outputs)):
-        found = _channel_means(
-            up_to(corrected, [outputs[name] for name in names]), [outputs[name] for name in names], images()
-        )
-        for name in names:
-            bias = values[nodes[name].input[2]] - (found[outputs[name]] - expected[outputs[name]])
-            nodes[name].input[2] = f"{name}/corrected"
-            corrected.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), f"{name}/corrected"))
+    for group in layers:
+        found = _channel_means(_up_to(corrected, group.values()), list(group.values()), images)
+        for name, tensor in group.items():
+            bias = values[nodes[name].input[2]] - (found[tensor] - expected[tensor])
+            nodes[name].input[2] = f"{name}/corrected_bias"
+            corrected.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), nodes[name].input[2]))
         progress()
     remove_unused_constants(corrected)
     return corrected
 
 
-def by_depth(model: onnx.ModelProto, layers: Sequence[str]) -> List[List[str]]:
-    """The layers, those together that lie behind equally many others on the longest way to them."""
+def by_depth(model: onnx.ModelProto) -> List[Dict[str, str]]:
+    """Convolutions of the backbone with a bias -> their output; those together that lie behind equally many others."""
+    fixed = constants(model)
     depth: Dict[str, int] = {}
-    groups: Dict[int, List[str]] = {}
-    wanted = set(layers)
+    groups: Dict[int, Dict[str, str]] = {}
     for node in model.graph.node:
         behind = max((depth.get(name, 0) for name in node.input), default=0)
-        if node.name in wanted:
-            groups.setdefault(behind, []).append(node.name)
+        if node.op_type in CONVOLUTIONS and in_backbone(node) and len(node.input) > 2 and node.input[2] in fixed:
+            groups.setdefault(behind, {})[node.name] = node.output[0]
             behind += 1
         depth.update(dict.fromkeys(node.output, behind))
     return [groups[key] for key in sorted(groups)]
 
 
-def up_to(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+def _up_to(model: onnx.ModelProto, outputs: Iterable[str]) -> onnx.ModelProto:
     """A copy of a graph with only the nodes that these tensors need."""
-    made_by, needed, waiting = producers(model), set(), list(outputs)
+    made_by, waiting = producers(model), list(outputs)
+    needed: Set[str] = set()
     while waiting:
         node = made_by.get(waiting.pop())
         if node is not None and node.name not in needed:

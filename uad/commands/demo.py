@@ -17,7 +17,7 @@ COMMANDS = {"fit": fit.main, "export": export.main, "test": test.main, "bench": 
 
 PRECISIONS = ("fp32", "fp16", "int8")
 EXPLANATION = """
-One model was trained on good images of all four products and saved in three precisions. Its teacher has random weights,
+One model was trained on good images of all five products and saved in three precisions. Its teacher has random weights,
 because nothing is downloaded here; with ImageNet's, which uad fit takes by default, it would judge far better.
   image AUROC   how often an image with a defect scores above a good one: 0.5 is guessing, 1 is always
   pixel AUROC   the same for the pixels of a defect
@@ -49,7 +49,7 @@ def demo(options: DemoOptions) -> str:
     fit.require_training()
     out = make_folder(options.out)
     images = out / "images"
-    print("Drawing images of four products, good ones and ones with a defect")
+    print("Drawing images of five products, good ones and ones with a defect")
     draw_dataset(images)
     commands = _commands(out, images)
     for command in commands:

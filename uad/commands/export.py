@@ -332,6 +332,8 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     if choice:
         description.update(max_drop=max_drop, agreement=dataclasses.asdict(choice.agreement))
     info = dataclasses.replace(info, calibration=description)
+    if images.source == "images":  # noise says nothing of the mean of a channel
+        quantized = _corrected(calibrated.model, quantized, images)
     return _fitted(Result(quantized, info, _report_summary(report, float_layers) + told), refit, images)
 
 
@@ -359,6 +361,18 @@ def _calibrate(
         by_class = [collect_histograms(model, names, _counted(group, step)) for group in images.by_class()]
     histograms = {name: merged([of_class[name] for of_class in by_class]) for name in names}
     return Calibrated(model, placement, histograms, ranges(by_class, ranged, rule))
+
+
+def _corrected(
+    model: "onnx.ModelProto", quantized: "onnx.ModelProto", images: "CalibrationImages"
+) -> "onnx.ModelProto":
+    from export.bias import CORRECTION_IMAGES, by_depth, correct_biases
+    from uad.data.folder import draw, load_images
+    from uad.progress import progress
+
+    some = list(load_images(draw(images.samples, CORRECTION_IMAGES, images.seed), images.info.size))
+    with progress("Correcting biases", len(by_depth(model))) as step:
+        return correct_biases(model, quantized, some, step)
 
 
 def _damage(

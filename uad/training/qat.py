@@ -2,20 +2,22 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Dict, List, Literal
+from typing import Any, Dict, List, Literal, Sequence
 
 import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.errors import UserError
 from engines.graph import constants, in_backbone
+from export.bias import CORRECTION_IMAGES, correct_biases
 from export.calibrate import calibrator as calibrator_of
 from export.equalize import equalize
 from export.onnx import export_network
 from export.placement import CONVOLUTIONS, place
-from export.quantize import collect_histograms, ranges
+from export.quantize import collect_histograms, insert_qdq, ranges
 from uad.data.batches import Batch, GoodImages
 from uad.errors import CheckpointError
 from uad.models import model_class
@@ -97,26 +99,36 @@ class QuantizationAware(Model):
 
     @torch.no_grad()
     def prepare(self, good: GoodImages) -> None:
-        """Equalise, calibrate and insert the quantizers."""
+        """Equalise, calibrate, correct the biases and insert the quantizers."""
         positions = [(good.label == index).nonzero()[:, 0] for index in range(len(good.classes))]
         chosen = torch.cat([members[: self.calibration_images_of_each_class] for members in positions])
         images: List[np.ndarray] = list(good.image[chosen].numpy())
         self.description["calibration"].update(images=len(images), classes=self.start.classes)
         model = equalize(export_network(self.network, self.start.size), images)
-        values = constants(model)
-        for node in model.graph.node:
-            if node.op_type in CONVOLUTIONS and in_backbone(node):
-                module = self.network.get_submodule(module_path(node.name))
-                for parameter, name in zip((module.weight, module.bias), node.input[1:]):
-                    assert isinstance(parameter, Tensor)
-                    parameter.copy_(torch.from_numpy(values[name].copy()))
-        ranged = place(model).ranged()
+        self._take(model, (1, 2))
+        placement = place(model)
+        ranged = placement.ranged()
         labels = good.label[chosen]
         by_class = [
             collect_histograms(model, ranged, [image for image, own in zip(images, labels) if own == index])
             for index in range(len(good.classes))
         ]
-        self._quantize(ranges(by_class, ranged, self._rule))
+        amax = ranges(by_class, ranged, self._rule)
+        if self.bits == 8:
+            some = images[:: -(-len(images) // CORRECTION_IMAGES)]  # they lie class by class
+            self._take(correct_biases(model, insert_qdq(model, amax, placement)[0], some), (2,))
+        self._quantize(amax)
+
+    def _take(self, model: onnx.ModelProto, inputs: Sequence[int]) -> None:
+        """Copy weights (1) or biases (2) of the convolutions of a graph into the network."""
+        values = constants(model)
+        for node in model.graph.node:
+            if node.op_type in CONVOLUTIONS and in_backbone(node):
+                module = self.network.get_submodule(module_path(node.name))
+                for index in [index for index in inputs if index < len(node.input)]:
+                    parameter = module.weight if index == 1 else module.bias
+                    assert isinstance(parameter, Tensor)
+                    parameter.copy_(torch.from_numpy(values[node.input[index]].copy()))
 
     def _quantize(self, amax: Dict[str, float]) -> None:
         self.quantization = Quantization(self.bits, amax)

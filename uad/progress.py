@@ -1,7 +1,9 @@
 """Progress of long work, on stderr, so that stdout stays clean."""
 
 import contextlib
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator, TypeVar
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -14,3 +16,10 @@ def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)
+
+
+def counted(items: Iterable[T], step: Callable[[], object]) -> Iterator[T]:
+    """The same items, with a step after each."""
+    for item in items:
+        yield item
+        step()

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 from engines.errors import RuntimeNotInstalled, UserError
 from export.calibrate import PERCENTILE
@@ -13,7 +13,6 @@ from uad.commands.choices import Calibrator, Precision, Runtime, Target
 from uad.options import about, above_zero, at_least, flag_of, parse, positional, settle
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
 
     from engines.metadata import ModelInfo
@@ -346,19 +345,19 @@ def _calibrate(
     from export.explain import observed_tensors
     from export.placement import place
     from export.quantize import collect_histograms, ranges
-    from uad.progress import progress
+    from uad.progress import counted, progress
 
     rule = calibrator(name, percentile=percentile)
     model = fp32
     # Noise says nothing of where the values of a channel end.
     if images.source == "images" and equalizable(fp32):
         with progress("Equalising", images.count) as step:
-            model = equalize(fp32, _counted(images, step))
+            model = equalize(fp32, counted(images, step))
     placement = place(model)
     ranged = placement.ranged()
     with progress("Calibrating", images.count) as step:
         names = observed_tensors(placement) if every_tensor else ranged
-        by_class = [collect_histograms(model, names, _counted(group, step)) for group in images.by_class()]
+        by_class = [collect_histograms(model, names, counted(group, step)) for group in images.by_class()]
     histograms = {name: merged([of_class[name] for of_class in by_class]) for name in names}
     return Calibrated(model, placement, histograms, ranges(by_class, ranged, rule))
 
@@ -444,12 +443,6 @@ def _choice_summary(choice: "Choice", layers: int, good: int, labelled: int) -> 
 
 def _but(words: str, names: Sequence[str]) -> str:
     return f"{words} {', '.join(names)}" if names else ""
-
-
-def _counted(images: "Iterable[np.ndarray]", step: Callable[[], object]) -> "Iterator[np.ndarray]":
-    for image in images:
-        yield image
-        step()
 
 
 def _versions() -> Dict[str, str]:

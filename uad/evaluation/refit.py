@@ -8,9 +8,8 @@ corrects the statistics (`export.readout`).
 
 import dataclasses
 from collections import Counter
-from typing import Callable, Iterable, Iterator, List, Sequence, Tuple
+from typing import Callable, List, Sequence, Tuple
 
-import numpy as np
 import onnx
 
 from engines.metadata import ModelInfo
@@ -19,6 +18,7 @@ from export.readout import Seen, read_statistics, refit, see, widen, with_statis
 from uad.data.calibration import READOUT_IMAGES, CalibrationImages, first_of_each_class
 from uad.data.folder import Sample, held_out_count, load_images
 from uad.evaluation.metrics import threshold_at, thresholds_at
+from uad.progress import counted
 
 FEWEST_IMAGES = 8  # of a class, for its statistics to be corrected: fewer say little of a deviation
 Step = Callable[[], object]
@@ -69,10 +69,10 @@ class Refit:
 
     def _see(self, model: onnx.ModelProto, step: Step) -> Seen:
         if not self.counts:
-            return see(model, _counted(self._images, step), [0] * self._images.count)
+            return see(model, counted(self._images, step), [0] * self._images.count)
         classes, size = self._images.info.classes, self._images.info.size
         decoded = (load_images([sample], size)[0] for sample in self._samples)
-        return see(model, _counted(decoded, step), [classes.index(sample.class_name) for sample in self._samples])
+        return see(model, counted(decoded, step), [classes.index(sample.class_name) for sample in self._samples])
 
 
 def choose_thresholds(
@@ -98,7 +98,7 @@ def choose_thresholds(
     if not samples:
         return info, []
     decoded = (load_images([sample], info.size)[0] for sample in samples)
-    scores = [values["score"][0] for values in observe(model, ["score"], _counted(decoded, step))]
+    scores = [values["score"][0] for values in observe(model, ["score"], counted(decoded, step))]
     names, rate = [sample.class_name for sample in samples], info.false_positive_rate
     threshold = threshold_at(scores, rate) if chosen == info.classes else info.threshold
     thresholds = {**info.thresholds, **thresholds_at(scores, names, rate)}
@@ -107,9 +107,3 @@ def choose_thresholds(
 
 def _held_out_then(info: ModelInfo, name: str) -> int:
     return held_out_count(info.split["images"][name], info.split["held_out"])
-
-
-def _counted(images: Iterable[np.ndarray], step: Step) -> Iterator[np.ndarray]:
-    for image in images:
-        yield image
-        step()

@@ -2,9 +2,8 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Sequence
+from typing import Any, Dict, Literal, Sequence
 
-import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from engines.errors import UserError
 from engines.graph import constants, in_backbone
-from export.bias import CORRECTION_IMAGES, correct_biases
+from export.bias import CORRECTION_IMAGES, by_depth, correct_biases
 from export.calibrate import calibrator as calibrator_of
 from export.equalize import equalize
 from export.onnx import export_network
@@ -22,6 +21,7 @@ from uad.data.batches import Batch, GoodImages
 from uad.errors import CheckpointError
 from uad.models import model_class
 from uad.models.base import Model, not_negative
+from uad.progress import counted, progress
 from uad.training.checkpoint import Quantization, load_checkpoint
 from uad.training.fake_quant import float_state, insert_quantizers, module_path
 from uad.training.fold import fold, parts_of
@@ -102,21 +102,25 @@ class QuantizationAware(Model):
         """Equalise, calibrate, correct the biases and insert the quantizers."""
         positions = [(good.label == index).nonzero()[:, 0] for index in range(len(good.classes))]
         chosen = torch.cat([members[: self.calibration_images_of_each_class] for members in positions])
-        images: List[np.ndarray] = list(good.image[chosen].numpy())
+        images, labels = list(good.image[chosen].numpy()), good.label[chosen].tolist()
         self.description["calibration"].update(images=len(images), classes=self.start.classes)
-        model = equalize(export_network(self.network, self.start.size), images)
+        with progress("Equalising", len(images)) as step:
+            model = equalize(export_network(self.network, self.start.size), counted(images, step))
         self._take(model, (1, 2))
         placement = place(model)
         ranged = placement.ranged()
-        labels = good.label[chosen]
-        by_class = [
-            collect_histograms(model, ranged, [image for image, own in zip(images, labels) if own == index])
-            for index in range(len(good.classes))
-        ]
+        with progress("Calibrating", len(images)) as step:
+            by_class = [
+                collect_histograms(
+                    model, ranged, counted([image for image, own in zip(images, labels) if own == index], step)
+                )
+                for index in range(len(good.classes))
+            ]
         amax = ranges(by_class, ranged, self._rule)
         if self.bits == 8:
             some = images[:: -(-len(images) // CORRECTION_IMAGES)]  # they lie class by class
-            self._take(correct_biases(model, insert_qdq(model, amax, placement)[0], some), (2,))
+            with progress("Correcting biases", len(by_depth(model))) as step:
+                self._take(correct_biases(model, insert_qdq(model, amax, placement)[0], some, step), (2,))
         self._quantize(amax)
 
     def _take(self, model: onnx.ModelProto, inputs: Sequence[int]) -> None:

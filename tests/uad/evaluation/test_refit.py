@@ -1,0 +1,125 @@
+"""uad.evaluation.refit: on which images the read-out and the thresholds of a deployed graph rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import quantize, tiny, tiny_info, with_readout
+from image_folders import make_class
+
+from engines.graph import constants
+from engines.metadata import ModelInfo
+from export.calibrate import amax_percentile
+from export.quantize import observe
+from export.readout import read_statistics, see
+from uad.data.calibration import calibration_images
+from uad.data.folder import hold_out, load_images, train_samples
+from uad.evaluation.metrics import threshold_at
+from uad.evaluation.refit import Refit, choose_thresholds
+
+SIZE = (16, 16)
+SPLIT = {"seed": 3, "held_out": 0.25, "images": {"bolt": 24, "nut": 24}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = tmp_path_factory.mktemp("images")
+    for name in ("bolt", "nut"):
+        make_class(images, name, train=24, good=2, defects=2, masks=False)
+    return images
+
+
+def info(**changes: object) -> ModelInfo:
+    return tiny_info(split=SPLIT, **changes)
+
+
+def deployed(model: onnx.ModelProto, root: Path) -> onnx.ModelProto:
+    return quantize(model, info(), list(load_images(train_samples(root), SIZE)), amax_percentile)[0]
+
+
+def test_the_read_out_is_that_of_the_quantized_graph(root: Path) -> None:
+    model = with_readout()
+    images = calibration_images(info(), str(root))
+    refit = Refit(model, images)
+    quantized = deployed(model, root)
+    fitted = refit.readout(quantized)
+    assert refit.counts == {"bolt": 18, "nut": 18} and refit.passes == 36
+    before, after = read_statistics(model), read_statistics(fitted)
+    assert before is not None and after is not None
+    pixels = list(load_images(images.readout, SIZE))
+    labels = [["bolt", "nut"].index(sample.class_name) for sample in images.readout]
+    one, other = see(model, pixels, labels), see(quantized, pixels, labels)
+    for index in (0, 1):
+        moved = (other.maps[1] - one.maps[1])[one.label == index].mean()
+        assert (after.mean - before.mean)[index, 1].mean() == pytest.approx(moved, rel=0.05)
+    assert not np.array_equal(after.centroids, before.centroids)
+    # Nothing else of the graph is touched.
+    old, new = constants(quantized), constants(fitted)
+    changed = {name for name in old if not np.array_equal(old[name], new[name])}
+    assert changed and all(name.startswith("head.readout.") for name in changed)
+
+
+def test_no_image_that_was_held_out_is_used(root: Path) -> None:
+    images = calibration_images(info(), str(root))
+    training, held_out = hold_out(train_samples(root), 0.25, 3)
+    assert sorted(images.held_out, key=str) == sorted(held_out, key=str) and len(held_out) == 12
+    assert set(images.readout) | set(images.samples) <= set(training)
+
+
+def test_thresholds_come_from_the_held_out_images(root: Path) -> None:
+    quantized = deployed(with_readout(), root)
+    held_out = calibration_images(info(), str(root)).held_out
+    changed, chosen = choose_thresholds(quantized, info(), held_out)
+    assert chosen == ["bolt", "nut"]
+    scores = [values["score"][0] for values in observe(quantized, ["score"], load_images(held_out, SIZE))]
+    names = [sample.class_name for sample in held_out]
+    for name in chosen:
+        own = [score for score, other in zip(scores, names) if other == name]
+        assert changed.thresholds[name] == threshold_at(own, 0.05) != info().thresholds[name]
+    assert changed.threshold == threshold_at(scores, 0.05)
+
+
+def test_a_class_of_which_there_are_fewer_images_keeps_its_threshold(root: Path) -> None:
+    larger = dataclasses.replace(info(), split={**SPLIT, "images": {"bolt": 24, "nut": 240}})
+    quantized = deployed(with_readout(), root)
+    held_out = calibration_images(larger, str(root)).held_out
+    changed, chosen = choose_thresholds(quantized, larger, held_out)
+    assert chosen == ["bolt"]
+    assert changed.thresholds["nut"] == larger.thresholds["nut"] and changed.threshold == larger.threshold
+    assert changed.thresholds["bolt"] != larger.thresholds["bolt"]
+
+
+def test_noise_widens_and_moves_nothing(root: Path) -> None:
+    model = with_readout()
+    refit = Refit(model, calibration_images(info(), "random-normal", 6))
+    assert refit.counts == {} and refit.passes == 6
+    before, after = read_statistics(model), read_statistics(refit.readout(deployed(model, root)))
+    assert before is not None and after is not None
+    np.testing.assert_array_equal(after.mean, before.mean)
+    np.testing.assert_array_equal(after.centroids, before.centroids)
+    assert (after.std >= before.std).all()
+
+
+def test_a_folder_of_other_parts_is_as_noise(root: Path) -> None:
+    strangers = dataclasses.replace(info(), classes=["bolt_a", "nut_a"])
+    images = calibration_images(strangers, str(root), 10)
+    assert images.readout == images.held_out == []
+    refit = Refit(with_readout(), images)
+    assert refit.counts == {} and refit.passes == 10
+
+
+def test_a_read_out_without_statistics_stays(root: Path) -> None:
+    refit = Refit(tiny(), calibration_images(info(), str(root)))
+    quantized = deployed(tiny(), root)
+    assert refit.passes == 0 and refit.readout(quantized) is quantized
+
+
+def test_too_few_images_of_a_class_correct_nothing(tmp_path: Path) -> None:
+    make_class(tmp_path, "bolt", train=24)
+    make_class(tmp_path, "nut", train=6)
+    images = calibration_images(info(), str(tmp_path))
+    assert Refit(with_readout(), images).counts == {"bolt": 18}

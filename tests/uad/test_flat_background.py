@@ -1,6 +1,6 @@
 """A part before a saturated background, where good images never differ, is judged alike at every precision.
 
-Before November 2026 the read-out was divided by the deviations of the float network. There they are next to nothing,
+Up to commit b83d58b the read-out was divided by the deviations of the float network. There they are next to nothing,
 the rounding of INT8 is many times as large, and good images stood far above their threshold.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from image_folders import save
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -21,13 +21,13 @@ from engines.model_file import info_of, load_model, save_model  # noqa: E402
 from export.calibrate import amax_percentile  # noqa: E402
 from export.placement import place  # noqa: E402
 from export.quantize import collect_histograms, ranges, with_ranges  # noqa: E402
-from export.readout import read_statistics, with_statistics  # noqa: E402
+from export.readout import read_statistics  # noqa: E402
 from uad.commands.export import ExportOptions, export  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402
+from uad.data import folder  # noqa: E402
 from uad.data.calibration import calibration_images  # noqa: E402
-from uad.data.folder import load_images, test_samples  # noqa: E402
 from uad.data.module import AnomalyData  # noqa: E402
-from uad.data.synthetic import draw_dataset  # noqa: E402
+from uad.data.synthetic import PRODUCTS, draw_image  # noqa: E402
 from uad.evaluation.metrics import spearman  # noqa: E402
 from uad.evaluation.refit import Refit, choose_thresholds  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
@@ -52,23 +52,28 @@ class Line:
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     """The student is the teacher with noisy weights: one that has learned it, but for a little."""
-    folder = tmp_path_factory.mktemp("flat")
-    draw_dataset(folder / "images", size=SIZE, n_train=40, n_test_good=8, n_test_defect=9)
-    made = Line(folder / "images", folder)
+    run = tmp_path_factory.mktemp("flat")
+    for name in CLASSES:
+        defects = list(PRODUCTS[name].defects)
+        for index in range(65):
+            part, kind = ("train", "good") if index < 40 else ("test", "good" if index < 50 else defects[index % 3])
+            image, _ = draw_image(name, kind, size=SIZE, key=(index,))
+            save(image, run / "images" / name / part / kind / f"{index}.png")
+    made = Line(run / "images", run)
     torch.manual_seed(0)
     model = STFPM("mobilenet_v2", "none").eval()
     model.network.student.load_state_dict(model.network.teacher.state_dict())
     with torch.no_grad():
         for weight in model.network.student.parameters():
             if weight.ndim == 4:
-                weight.add_(0.1 * weight.std() * torch.randn_like(weight))
+                weight.add_(0.2 * weight.std() * torch.randn_like(weight))
     data = AnomalyData(made.images, CLASSES, SIZE)
     data.setup("fit")
-    finish(model, data, 0.05, folder)
+    finish(model, data, 0.05, run)
     for precision in ("fp32", "fp16", "int8"):
         images = None if precision == "fp32" else str(made.images)
         options = ExportOptions(
-            folder / "model.ckpt",
+            run / "model.ckpt",
             made.file(precision),
             precision=precision,
             calibration_data=images,  # type: ignore[arg-type]
@@ -82,7 +87,8 @@ def judged(line: Line, file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.
     scores, defective = {}, {}
     with engines.load(file, "onnxruntime") as engine:
         for name in CLASSES:
-            scores[name] = engine.infer(load_images(test_samples(line.images, [name]), (SIZE, SIZE))).score
+            images = folder.load_images(folder.test_samples(line.images, [name]), (SIZE, SIZE))
+            scores[name] = engine.infer(images).score
             defective[name] = scores[name] > engine.info.thresholds[name]
     return scores, defective
 
@@ -108,7 +114,7 @@ def test_in_fp16(line: Line) -> None:
 
 
 def test_in_int8(line: Line) -> None:
-    assert_alike(line, line.file("int8"), 0.8, FLIPPED)
+    assert_alike(line, line.file("int8"), 0.9, FLIPPED)
 
 
 def test_with_some_layers_in_float(line: Line, tmp_path: Path) -> None:
@@ -120,7 +126,7 @@ def test_with_some_layers_in_float(line: Line, tmp_path: Path) -> None:
     quantized, info, _ = with_ranges(model, info, amax, placement)
     fitted = Refit(model, images).readout(quantized)
     save_model(fitted, choose_thresholds(fitted, info, images.held_out)[0], tmp_path / "mixed.onnx")
-    assert_alike(line, tmp_path / "mixed.onnx", 0.8, FLIPPED)
+    assert_alike(line, tmp_path / "mixed.onnx", 0.9, FLIPPED)
 
 
 def test_after_quantization_aware_training(line: Line, tmp_path: Path) -> None:
@@ -135,16 +141,4 @@ def test_after_quantization_aware_training(line: Line, tmp_path: Path) -> None:
     )
     file = tmp_path / "qat.onnx"
     export(ExportOptions(ckpt, file, precision="int8"))
-    assert_alike(line, file, 0.8, FLIPPED)
-
-
-def test_without_its_own_read_out_int8_would_not_do(line: Line, tmp_path: Path) -> None:
-    """What these tests are for: the INT8 graph with the statistics and thresholds of the float one."""
-    quantized, fp32 = load_model(line.file("int8")), load_model(line.file("fp32"))
-    statistics = read_statistics(fp32)
-    assert statistics is not None
-    info: Any = info_of(fp32, "fp32")
-    info = dataclasses.replace(info_of(quantized, "int8"), thresholds=info.thresholds)
-    save_model(with_statistics(quantized, statistics), info, tmp_path / "old.onnx")
-    with pytest.raises(AssertionError):
-        assert_alike(line, tmp_path / "old.onnx", 0.8, FLIPPED)
+    assert_alike(line, file, 0.9, FLIPPED)

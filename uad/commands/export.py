@@ -208,6 +208,7 @@ def _half(source: Source, options: ExportOptions) -> Result:
     """The FP16 graph; with images, it is fitted to them."""
     from export.float16 import to_float16
     from uad.data.calibration import RANDOM_NORMAL
+    from uad.evaluation.refit import Refit
 
     half = Result(to_float16(source.model), dataclasses.replace(source.info, precision="fp16"))
     if options.calibration_data is None:
@@ -215,7 +216,7 @@ def _half(source: Source, options: ExportOptions) -> Result:
     if options.calibration_data == RANDOM_NORMAL:
         raise CalibrationError("fp16 needs no ranges, and random-normal images show no class: give a folder, or none")
     images = _images(source, options)
-    return _fitted(half, _refit(source, images), images)
+    return _fitted(half, Refit(source.model, images), images)
 
 
 def _images(source: Source, options: ExportOptions) -> "CalibrationImages":
@@ -232,14 +233,6 @@ def _images(source: Source, options: ExportOptions) -> "CalibrationImages":
     )
 
 
-def _refit(source: Source, images: "CalibrationImages") -> "Refit":
-    from uad.evaluation.refit import Refit
-    from uad.progress import progress
-
-    with progress("Reading good images", len(images.readout) or images.count) as step:
-        return Refit(source.model, images, step=step)
-
-
 def _fitted(result: Result, refit: "Refit", images: "CalibrationImages") -> Result:
     """A graph of another precision with the read-out and the thresholds that it needs."""
     from uad.evaluation.refit import choose_thresholds
@@ -250,25 +243,25 @@ def _fitted(result: Result, refit: "Refit", images: "CalibrationImages") -> Resu
     with progress("Choosing thresholds", len(images.held_out)) as step:
         info, chosen = choose_thresholds(model, result.info, images.held_out, step)
     info = dataclasses.replace(info, refitted={"images": refit.counts, "thresholds": chosen})
-    return Result(model, info, result.summary + _fitted_summary(refit, info.classes, chosen))
+    return Result(model, info, result.summary + _fitted_summary(refit, images, info.precision, chosen))
 
 
-def _fitted_summary(refit: "Refit", classes: Sequence[str], chosen: Sequence[str]) -> str:
+def _fitted_summary(refit: "Refit", images: "CalibrationImages", precision: str, chosen: Sequence[str]) -> str:
     """What the read-out and the thresholds rest on, and which classes keep those of the float model."""
-    if not refit.passes:
-        told = "\nthe read-out has no statistics to be fitted again"
-    elif not refit.counts:
-        return (
-            "\nno class is known: statistics and thresholds stay those of fp32, deviations at least the noise of int8"
-        )
-    else:
+    from uad.evaluation.refit import FEWEST_IMAGES
+
+    classes = images.info.classes
+    if refit.statistics is None:
+        told = "\nthe read-out rests on no statistics"
+    elif refit.counts:
         told = f"\nread-out fitted again on {sum(refit.counts.values())} good images"
-        told += _but(" but for", [name for name in classes if name not in refit.counts])
-    return (
-        told
-        + ("; thresholds too" if chosen else "; thresholds stay")
-        + _but(" but for", [name for name in classes if chosen and name not in chosen])
-    )
+        told += _but([name for name in classes if name not in refit.counts])
+    else:
+        why = f"fewer than {FEWEST_IMAGES} images of a class" if images.readout else "no class is known"
+        told = f"\n{why}: the read-out keeps its statistics, with deviations of at least the noise of {precision}"
+    if not chosen:
+        return told + "; thresholds stay those of fp32"
+    return told + "; thresholds chosen again" + _but([name for name in classes if name not in chosen])
 
 
 def _post_training(source: Source, options: ExportOptions) -> Result:
@@ -283,6 +276,7 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
         good_for_agreement,
         most_trials,
     )
+    from uad.evaluation.refit import Refit
     from uad.progress import progress
 
     is_auto = options.precision == "auto"
@@ -295,7 +289,7 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     labelled = [] if folder is None else check_labelled(test_samples(folder), folder)
     calibrator = options.calibrator or "percentile"
     percentile = options.percentile or PERCENTILE
-    refit = _refit(source, images)
+    refit = Refit(source.model, images)
     calibrated = _calibrate(source.model, images, calibrator, percentile, every_tensor=options.explain is not None)
     damage: Dict[str, float] = {}
     judged_on = ""
@@ -441,8 +435,8 @@ def _choice_summary(choice: "Choice", layers: int, good: int, labelled: int) -> 
     return left
 
 
-def _but(words: str, names: Sequence[str]) -> str:
-    return f"{words} {', '.join(names)}" if names else ""
+def _but(names: Sequence[str]) -> str:
+    return f", but not for {', '.join(names)}" if names else ""
 
 
 def _versions() -> Dict[str, str]:

@@ -8,7 +8,7 @@ corrects the statistics (`export.readout`).
 
 import dataclasses
 from collections import Counter
-from typing import Callable, List, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import onnx
 
@@ -29,43 +29,51 @@ class Refit:
 
     Attributes:
         counts: class -> on how many of its images the correction rests. Where no class is known, as in random-normal
-            images, it is empty: statistics then stay, and deviations are widened by the noise that is seen.
-        passes: how many images each graph is given.
+            images, or there are too few of each, it is empty: statistics then stay, and deviations are widened by the
+            noise that is seen.
+        statistics: of the float graph's read-out; None where it has none, and nothing is to be fitted again.
     """
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        images: CalibrationImages,
-        most: int = READOUT_IMAGES,
-        step: Step = lambda: None,
-    ) -> None:
-        """Run the float graph.
+    def __init__(self, model: onnx.ModelProto, images: CalibrationImages, most: int = READOUT_IMAGES) -> None:
+        """Choose the images.
 
         Args:
             model: the float32 graph.
             images: which.
             most: of each class.
-            step: called after each image.
-
-        Raises:
-            CalibrationError: values that are not finite.
         """
         samples = first_of_each_class(images.readout, most)
         found = Counter(sample.class_name for sample in samples)
         self.counts = {name: count for name, count in sorted(found.items()) if count >= FEWEST_IMAGES}
         self._samples = [sample for sample in samples if sample.class_name in self.counts]
         self._images = images
-        self._statistics = read_statistics(model)
-        self.passes = 0 if self._statistics is None else len(self._samples) or images.count
-        self._before = self._see(model, step) if self.passes else None
+        self._model = model
+        self.statistics = read_statistics(model)
+        self._before: Optional[Seen] = None
+
+    @property
+    def passes(self) -> int:
+        """How many images the next `readout` runs through graphs: the first time, through the float graph too."""
+        if self.statistics is None:
+            return 0
+        return (len(self._samples) or self._images.count) * (2 if self._before is None else 1)
 
     def readout(self, model: onnx.ModelProto, step: Step = lambda: None) -> onnx.ModelProto:
-        """A deployed graph, that of the float graph in another precision, with the read-out that it needs."""
-        if self._statistics is None or self._before is None:
+        """A deployed graph, that of the float graph in another precision, with the read-out that it needs.
+
+        Args:
+            model: the graph; it is not changed.
+            step: called after each image.
+
+        Raises:
+            CalibrationError: values that are not finite.
+        """
+        if self.statistics is None:
             return model
+        if self._before is None:
+            self._before = self._see(self._model, step)
         correct = refit if self.counts else widen
-        return with_statistics(model, correct(self._statistics, self._before, self._see(model, step)))
+        return with_statistics(model, correct(self.statistics, self._before, self._see(model, step)))
 
     def _see(self, model: onnx.ModelProto, step: Step) -> Seen:
         if not self.counts:

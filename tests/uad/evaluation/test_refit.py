@@ -46,8 +46,9 @@ def test_the_read_out_is_that_of_the_quantized_graph(root: Path) -> None:
     images = calibration_images(info(), str(root))
     refit = Refit(model, images)
     quantized = deployed(model, root)
+    assert refit.counts == {"bolt": 18, "nut": 18} and refit.passes == 2 * 36
     fitted = refit.readout(quantized)
-    assert refit.counts == {"bolt": 18, "nut": 18} and refit.passes == 36
+    assert refit.passes == 36
     before, after = read_statistics(model), read_statistics(fitted)
     assert before is not None and after is not None
     pixels = list(load_images(images.readout, SIZE))
@@ -96,7 +97,7 @@ def test_a_class_of_which_there_are_fewer_images_keeps_its_threshold(root: Path)
 def test_noise_widens_and_moves_nothing(root: Path) -> None:
     model = with_readout()
     refit = Refit(model, calibration_images(info(), "random-normal", 6))
-    assert refit.counts == {} and refit.passes == 6
+    assert refit.counts == {} and refit.passes == 12
     before, after = read_statistics(model), read_statistics(refit.readout(deployed(model, root)))
     assert before is not None and after is not None
     np.testing.assert_array_equal(after.mean, before.mean)
@@ -109,7 +110,7 @@ def test_a_folder_of_other_parts_is_as_noise(root: Path) -> None:
     images = calibration_images(strangers, str(root), 10)
     assert images.readout == images.held_out == []
     refit = Refit(with_readout(), images)
-    assert refit.counts == {} and refit.passes == 10
+    assert refit.counts == {} and refit.passes == 20
 
 
 def test_a_read_out_without_statistics_stays(root: Path) -> None:

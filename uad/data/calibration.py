@@ -108,7 +108,7 @@ def calibration_images(
             f"{source} holds {len(shuffled)} good images{but} {count} were asked: lower --calibration-images"
         )
     readout = first_of_each_class(free, READOUT_IMAGES) if known else []
-    used = {*free[:count], *readout}
+    used = {*free[:count], *(readout if spare_half else [])}
     spare = [sample for sample in shuffled if sample not in used]
     return CalibrationImages(info, "images", count, free[:count], spare, seed, readout, held_out)
 

@@ -53,7 +53,7 @@ def test_auto_leaves_the_bad_layer_in_float(
     assert f"{len(info.float_layers)} of 12 layers left in float: " in said
     assert all(name in said for name in info.float_layers)
     assert f"{info.calibration['agreement']['spearman']:.4f} (plain int8: 0." in said
-    assert "on 24 good images not used to calibrate" in said
+    assert "on 26 good images not used to calibrate" in said
     assert cli.main(["check", out, "--target", "jetson-xavier-nx"]) == 0
     test = ["test", out, "--reference", str(model), "--data.root", str(root), *RUNTIME]
     assert cli.main(test) == 0
@@ -61,7 +61,7 @@ def test_auto_leaves_the_bad_layer_in_float(
 
 def test_auto_with_a_loose_drop_is_int8(model: Path, root: Path, tmp_path: Path) -> None:
     loose = read_info(export(model, root, tmp_path / "loose.onnx", "auto", "--max-drop", 200))
-    plain = read_info(export(model, root, tmp_path / "int8.onnx", "int8", "--calibration-images", 24))
+    plain = read_info(export(model, root, tmp_path / "int8.onnx", "int8", "--calibration-images", 22))
     assert (loose.precision, loose.float_layers) == ("int8", [])
     assert loose.residual_scales == plain.residual_scales  # the same images calibrated
 
@@ -93,7 +93,8 @@ def test_explain_names_the_bad_layer_first(precision: str, model: Path, root: Pa
     lines = (tmp_path / "why" / "layers.md").read_text().splitlines()
     table = [line for line in lines if line.startswith("| /")]
     assert len(table) == len(rows) and table[0].startswith(f"| {BAD}")
-    assert "On 32 good images that calibration did not use" in " ".join(lines)
+    judged = 32 if precision == "int8" else 26
+    assert f"On {judged} good images that calibration did not use" in " ".join(lines)
     with Image.open(tmp_path / "why" / "layers.png") as image:
         assert image.format == "PNG" and min(image.size) > 200
 
@@ -101,8 +102,8 @@ def test_explain_names_the_bad_layer_first(precision: str, model: Path, root: Pa
 @pytest.mark.parametrize(
     ("source", "more", "said"),
     [
-        ("folder", ["--calibration-images", 48], "of the calibration"),
-        ("random-normal", [], "random-normal images"),
+        ("folder", ["--calibration-images", 44], "On 4 good images that calibration did not use"),
+        ("random-normal", [], "On 32 random-normal images"),
     ],
 )
 def test_explain_says_on_which_images_it_judged(
@@ -111,7 +112,7 @@ def test_explain_says_on_which_images_it_judged(
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     data = root if source == "folder" else Path(source)
     export(model, data, tmp_path / "a.onnx", "int8", "--explain", tmp_path, *more)
-    assert f"On 32 {said}" in (tmp_path / "layers.md").read_text()
+    assert said in (tmp_path / "layers.md").read_text()
 
 
 def test_explain_does_not_change_the_file(model: Path, root: Path, tmp_path: Path) -> None:
@@ -130,11 +131,11 @@ def test_mistakes(error_of: Callable[..., str], model: Path, root: Path, tmp_pat
     message = error_of(*export, "auto", "--calibration-data", "random-normal")
     assert "give --calibration-data a folder" in message
     message = error_of(*export, "auto", "--calibration-images", 40)
-    assert "holds 48 good images, of which 24 may calibrate, 40 were asked" in message
+    assert "holds 48 good images, 26 of which are kept to judge, 40 were asked" in message
     for name in ("few", "plain"):
         make_class(tmp_path / name, "nut", train=10 if name == "few" else 24, good=2, defects=0)
     message = error_of(*export, "auto", "--calibration-data", tmp_path / "few")
-    assert "at least 8 good images of each class that calibration did not use, here 5 of nut" in message
+    assert "at least 8 good images of each class that calibration did not use, here 6 of nut" in message
     message = error_of(*export, "auto", "--validation-data", tmp_path / "plain")
     assert "holds no class with good images and defects" in message
     assert "no such folder" in error_of(*export, "auto", "--validation-data", tmp_path / "absent")
@@ -196,7 +197,7 @@ def test_calibration_images_of_any_size_are_resized(model: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--calibration-images", "500"], "48 good images, 500 were asked: lower --calibration-images"),
+        (["--calibration-images", "500"], "48 good images, 4 of which are kept to judge, 500 were asked: lower --calibration-images"),
         (["--calibration-classes", "[gear]"], "has no class gear: it has bolt, nut"),
         (["--percentile", "101"], "give a number above 0, at most 100"),
         (["--calibrator", "entropy", "--percentile", "99"], "--percentile is for --calibrator percentile, not entropy"),

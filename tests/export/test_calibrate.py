@@ -13,6 +13,7 @@ from export.calibrate import (
     amax_minmax,
     amax_percentile,
     calibrator,
+    merged,
     scale_from_amax,
 )
 
@@ -119,6 +120,19 @@ def test_zeros_that_come_first_are_counted() -> None:
 def test_empty_tensor_changes_nothing() -> None:
     histogram = histogram_of(np.array([1.0]), np.zeros((0, 3)))
     assert histogram.counts.sum() == 1 and histogram.amax == 1.0
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_merged_histograms_give_the_range_of_one_that_saw_all(name: str) -> None:
+    parts = [NORMAL, 0.01 * LAPLACE, 3 * UNIFORM]
+    whole, joined = histogram_of(*parts), merged([histogram_of(part) for part in parts])
+    assert joined.counts.sum() == whole.counts.sum() and joined.amax == whole.amax
+    assert calibrator(name)(joined) == pytest.approx(calibrator(name)(whole), rel=0.02)
+
+
+def test_merged_zeros_are_zeros() -> None:
+    joined = merged([histogram_of(np.zeros(5, np.float32)), histogram_of(np.zeros(3, np.float32))])
+    assert joined.counts[0] == 8 and amax_percentile(joined) == 0.0
 
 
 @pytest.mark.parametrize("values", [np.float16, np.float32, np.float64], ids=lambda dtype: dtype.__name__)

@@ -21,10 +21,10 @@ from graphs import (
 )
 
 from engines.graph import constants, in_backbone, producers
-from export.calibrate import BINS, CALIBRATORS, calibrator
+from export.calibrate import BINS, CALIBRATORS, Histogram, amax_minmax, calibrator
 from export.check import check_model
 from export.errors import CalibrationError, ExportError
-from export.quantize import collect_histograms, random_normal_images
+from export.quantize import collect_histograms, random_normal_images, ranges
 
 IMAGES = random_images(4)
 NETS = ("teacher", "student")
@@ -431,3 +431,13 @@ def test_random_normal_images_have_the_mean_and_deviation_that_the_backbone_want
     pixels = np.concatenate(list(random_normal_images(info, 8, 0))).reshape(-1, 3)
     np.testing.assert_allclose(pixels.mean(0), [127.5, 127.5, 51.0], atol=0.5)
     np.testing.assert_allclose(pixels.std(0), [25.5, 25.5, 5.1], rtol=0.02)
+
+
+def test_a_tensor_gets_the_widest_range_that_any_class_asks_for() -> None:
+    def counted(largest: float) -> Histogram:
+        histogram = Histogram()
+        histogram.update(np.array([0.1, largest], np.float32))
+        return histogram
+
+    dim, bright = {"a": counted(1.0), "b": counted(3.0)}, {"a": counted(2.0), "b": counted(0.5)}
+    assert ranges([dim, bright], ["a", "b"], amax_minmax) == {"a": 2.0, "b": 3.0}

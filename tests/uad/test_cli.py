@@ -191,7 +191,7 @@ def test_mistakes_on_the_command_line(error_of: Callable[..., str], tiny_run: An
     assert "--calibration-images 0: give at least 1" in error_of(
         *export, "--precision", "int8", "--calibration-data", data, "--calibration-images", 0
     )
-    assert "holds 12 good images, 500 were asked" in error_of(
+    assert "holds 12 good images, 2 of which are kept to judge, 500 were asked" in error_of(
         *export, "--precision", "int8", "--calibration-data", data, "--calibration-images", 500
     )
     assert ".onnx" in error_of("export", model, "--out", tmp_path / "x.bin")

@@ -197,7 +197,10 @@ def test_calibration_images_of_any_size_are_resized(model: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--calibration-images", "500"], "48 good images, 4 of which are kept to judge, 500 were asked: lower --calibration-images"),
+        (
+            ["--calibration-images", "500"],
+            "48 good images, 4 of which are kept to judge, 500 were asked: lower --calibration-images",
+        ),
         (["--calibration-classes", "[gear]"], "has no class gear: it has bolt, nut"),
         (["--percentile", "101"], "give a number above 0, at most 100"),
         (["--calibrator", "entropy", "--percentile", "99"], "--percentile is for --calibrator percentile, not entropy"),

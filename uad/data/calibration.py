@@ -14,7 +14,7 @@ from export.quantize import random_normal_images
 from uad.data.folder import Sample, draw, find_classes, hold_out, load_images, train_samples
 
 CALIBRATION_IMAGES = 128  # by default, or all that there are
-READOUT_IMAGES = 64  # of a class: more of them bring nothing, see docs/quantization.md
+READOUT_IMAGES = 64  # of a class: they correct statistics, for which fewer do than to start anew
 RANDOM_NORMAL = "random-normal"
 JUDGED_IMAGES = 32  # on which layers are judged one by one
 
@@ -95,7 +95,8 @@ def calibration_images(
     known = [sample for sample in available if sample.class_name in info.classes]
     held_out = _held_out(info, known)
     shuffled = draw(known or available, len(available), seed)
-    usable = [sample for sample in shuffled if sample not in set(held_out)]
+    kept = set(held_out)
+    usable = [sample for sample in shuffled if sample not in kept]
     free = _first_half_of_each_class(usable) if spare_half else usable
     if classes:
         free = [sample for sample in free if sample.class_name in classes]
@@ -114,10 +115,14 @@ def calibration_images(
 
 
 def _held_out(info: ModelInfo, samples: Sequence[Sample]) -> List[Sample]:
-    """The images that training held out, if these are the images that it was given."""
+    """The images that training held out, of every class that has as many images as it had then.
+
+    Of another number of images the split is another one, and would hold images that were trained on.
+    """
     sizes = Counter(sample.class_name for sample in samples)
-    several = [sample for sample in samples if sizes[sample.class_name] > 1]
-    return hold_out(several, info.split["held_out"], info.split["seed"])[1] if info.split else []
+    then = info.split.get("images", {})
+    same = [sample for sample in samples if sizes[sample.class_name] == then.get(sample.class_name)]
+    return hold_out(same, info.split["held_out"], info.split["seed"])[1] if same else []
 
 
 def first_of_each_class(shuffled: Sequence[Sample], most: int) -> List[Sample]:

@@ -120,17 +120,12 @@ def hold_out(samples: Sequence[Sample], fraction: float, seed: int) -> Tuple[Lis
         members = [sample for sample in samples if sample.class_name == name]
         if len(members) < 2:
             raise DataError(f"{members[0].path.parent} holds one image: at least two are needed, one is held out")
-        count = held_out_count(len(members), fraction)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
         random = np.random.default_rng([seed, *name.encode()])
         chosen = set(random.choice(len(members), count, replace=False).tolist())
         training += [member for index, member in enumerate(members) if index not in chosen]
         held += [member for index, member in enumerate(members) if index in chosen]
     return training, held
-
-
-def held_out_count(images: int, fraction: float) -> int:
-    """How many of a class's good images `hold_out` holds out."""
-    return min(max(1, round(fraction * images)), images - 1)
 
 
 def draw(samples: Sequence[Sample], count: int, seed: int) -> List[Sample]:

@@ -16,7 +16,7 @@ from engines.metadata import ModelInfo
 from export.quantize import observe
 from export.readout import Seen, read_statistics, refit, see, widen, with_statistics
 from uad.data.calibration import READOUT_IMAGES, CalibrationImages, first_of_each_class
-from uad.data.folder import Sample, held_out_count, load_images
+from uad.data.folder import Sample, load_images
 from uad.evaluation.metrics import threshold_at, thresholds_at
 from uad.progress import counted
 
@@ -88,8 +88,8 @@ def choose_thresholds(
 ) -> Tuple[ModelInfo, List[str]]:
     """Thresholds for a deployed graph, by the rule by which those of the float model were chosen.
 
-    A class of which there are fewer images than there were then keeps its threshold. That of an unknown class is chosen
-    again where all the others are.
+    A class of which there are none keeps its threshold. That of an unknown class is chosen again where all the others
+    are.
 
     Args:
         model: the graph.
@@ -100,18 +100,12 @@ def choose_thresholds(
     Returns:
         The description with the new thresholds, and the classes that have one.
     """
-    counts = Counter(sample.class_name for sample in held_out)
-    chosen = [name for name in info.classes if counts[name] and counts[name] >= _held_out_then(info, name)]
-    samples = [sample for sample in held_out if sample.class_name in chosen]
-    if not samples:
+    if not held_out:
         return info, []
-    decoded = (load_images([sample], info.size)[0] for sample in samples)
+    names, rate = [sample.class_name for sample in held_out], info.false_positive_rate
+    chosen = [name for name in info.classes if name in names]
+    decoded = (load_images([sample], info.size)[0] for sample in held_out)
     scores = [values["score"][0] for values in observe(model, ["score"], counted(decoded, step))]
-    names, rate = [sample.class_name for sample in samples], info.false_positive_rate
     threshold = threshold_at(scores, rate) if chosen == info.classes else info.threshold
     thresholds = {**info.thresholds, **thresholds_at(scores, names, rate)}
     return dataclasses.replace(info, thresholds=thresholds, threshold=threshold), chosen
-
-
-def _held_out_then(info: ModelInfo, name: str) -> int:
-    return held_out_count(info.split["images"][name], info.split["held_out"])

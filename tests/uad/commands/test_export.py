@@ -135,7 +135,7 @@ def test_mistakes(error_of: Callable[..., str], model: Path, root: Path, tmp_pat
     for name in ("few", "plain"):
         make_class(tmp_path / name, "nut", train=10 if name == "few" else 24, good=2, defects=0)
     message = error_of(*export, "auto", "--calibration-data", tmp_path / "few")
-    assert "at least 8 good images of each class that calibration did not use, here 6 of nut" in message
+    assert "at least 8 good images of each class that calibration did not use, here 5 of nut" in message
     message = error_of(*export, "auto", "--validation-data", tmp_path / "plain")
     assert "holds no class with good images and defects" in message
     assert "no such folder" in error_of(*export, "auto", "--validation-data", tmp_path / "absent")

@@ -84,10 +84,12 @@ def test_thresholds_come_from_the_held_out_images(root: Path) -> None:
     assert changed.threshold == threshold_at(scores, 0.05)
 
 
-def test_a_class_of_which_there_are_fewer_images_keeps_its_threshold(root: Path) -> None:
+def test_a_class_with_another_number_of_images_than_in_training_keeps_its_threshold(root: Path) -> None:
     larger = dataclasses.replace(info(), split={**SPLIT, "images": {"bolt": 24, "nut": 240}})
     quantized = deployed(with_readout(), root)
-    held_out = calibration_images(larger, str(root)).held_out
+    images = calibration_images(larger, str(root))
+    held_out = images.held_out
+    assert len(images.readout) == 18 + 24
     changed, chosen = choose_thresholds(quantized, larger, held_out)
     assert chosen == ["bolt"]
     assert changed.thresholds["nut"] == larger.thresholds["nut"] and changed.threshold == larger.threshold

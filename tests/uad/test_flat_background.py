@@ -21,20 +21,19 @@ from engines.model_file import info_of, load_model, save_model  # noqa: E402
 from export.calibrate import amax_percentile  # noqa: E402
 from export.placement import place  # noqa: E402
 from export.quantize import collect_histograms, ranges, with_ranges  # noqa: E402
-from export.readout import read_statistics  # noqa: E402
+from export.readout import read_statistics, with_statistics  # noqa: E402
 from uad.commands.export import ExportOptions, export  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402
 from uad.data import folder  # noqa: E402
 from uad.data.calibration import calibration_images  # noqa: E402
 from uad.data.module import AnomalyData  # noqa: E402
 from uad.data.synthetic import PRODUCTS, draw_image  # noqa: E402
-from uad.evaluation.metrics import spearman  # noqa: E402
 from uad.evaluation.refit import Refit, choose_thresholds  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training.fit import finish  # noqa: E402
 
 SIZE = 192  # with a grid of 12 x 12, of which the object leaves much alone
-FLIPPED = 0.25  # a threshold is the second of four scores, so a decision may well differ
+FLIPPED = 0.35  # of the decisions: this student is so near its teacher that rounding drowns the order of its scores
 CLASSES = ["gasket", "gear"]  # the first is the one before a saturated background
 
 
@@ -66,7 +65,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     with torch.no_grad():
         for weight in model.network.student.parameters():
             if weight.ndim == 4:
-                weight.add_(0.2 * weight.std() * torch.randn_like(weight))
+                weight.add_(0.05 * weight.std() * torch.randn_like(weight))
     data = AnomalyData(made.images, CLASSES, SIZE)
     data.setup("fit")
     finish(model, data, 0.05, run)
@@ -93,13 +92,13 @@ def judged(line: Line, file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.
     return scores, defective
 
 
-def assert_alike(line: Line, file: Path, least: float, flipped: float) -> None:
+def assert_alike(line: Line, file: Path, flipped: float = FLIPPED) -> None:
+    """Scores are on the scale of FP32's, class by class, and most decisions are the same."""
     expected, called = judged(line, line.file("fp32"))
     found, calls = judged(line, file)
     for name in CLASSES:
+        assert 0.6 < np.median(found[name] / expected[name]) < 1.6, name
         assert np.mean(calls[name] != called[name]) <= flipped, name
-        assert 0.5 < np.median(found[name] / expected[name]) < 2.0, name
-    assert (spearman(found["gasket"], expected["gasket"]) or 0.0) >= least
 
 
 def test_the_background_is_flat_to_the_network(line: Line) -> None:
@@ -110,11 +109,11 @@ def test_the_background_is_flat_to_the_network(line: Line) -> None:
 
 
 def test_in_fp16(line: Line) -> None:
-    assert_alike(line, line.file("fp16"), 0.99, 0.0)
+    assert_alike(line, line.file("fp16"), 0.05)
 
 
 def test_in_int8(line: Line) -> None:
-    assert_alike(line, line.file("int8"), 0.9, FLIPPED)
+    assert_alike(line, line.file("int8"))
 
 
 def test_with_some_layers_in_float(line: Line, tmp_path: Path) -> None:
@@ -126,7 +125,7 @@ def test_with_some_layers_in_float(line: Line, tmp_path: Path) -> None:
     quantized, info, _ = with_ranges(model, info, amax, placement)
     fitted = Refit(model, images).readout(quantized)
     save_model(fitted, choose_thresholds(fitted, info, images.held_out)[0], tmp_path / "mixed.onnx")
-    assert_alike(line, tmp_path / "mixed.onnx", 0.9, FLIPPED)
+    assert_alike(line, tmp_path / "mixed.onnx", 0.5)
 
 
 def test_after_quantization_aware_training(line: Line, tmp_path: Path) -> None:
@@ -141,4 +140,14 @@ def test_after_quantization_aware_training(line: Line, tmp_path: Path) -> None:
     )
     file = tmp_path / "qat.onnx"
     export(ExportOptions(ckpt, file, precision="int8"))
-    assert_alike(line, file, 0.9, FLIPPED)
+    assert_alike(line, file, 0.5)
+
+
+def test_with_the_read_out_of_the_float_graph_int8_would_not_do(line: Line, tmp_path: Path) -> None:
+    quantized, fp32 = load_model(line.file("int8")), load_model(line.file("fp32"))
+    statistics = read_statistics(fp32)
+    assert statistics is not None
+    info = dataclasses.replace(info_of(quantized, "int8"), thresholds=info_of(fp32, "fp32").thresholds)
+    save_model(with_statistics(quantized, statistics), info, tmp_path / "old.onnx")
+    with pytest.raises(AssertionError):
+        assert_alike(line, tmp_path / "old.onnx")

@@ -11,7 +11,7 @@ import numpy as np
 from engines.metadata import ModelInfo
 from export.errors import CalibrationError
 from export.quantize import random_normal_images
-from uad.data.folder import Sample, draw, find_classes, hold_out, load_images, train_samples
+from uad.data.folder import Sample, draw, each_image, find_classes, hold_out, load_images, train_samples
 
 CALIBRATION_IMAGES = 128  # by default, or all that there are
 READOUT_IMAGES = 64  # of a class: they correct statistics, for which fewer do than to start anew
@@ -35,7 +35,7 @@ class CalibrationImages:
     def __iter__(self) -> Iterator[np.ndarray]:
         """(height, width, 3) uint8 each."""
         if self.source == "images":
-            return self._decoded(self.samples)
+            return each_image(self.samples, self.info.size)
         return iter(random_normal_images(self.info, self.count, self.seed))
 
     def by_class(self) -> List[Iterator[np.ndarray]]:
@@ -43,10 +43,10 @@ class CalibrationImages:
         if self.source != "images":
             return [iter(self)]
         names = sorted({sample.class_name for sample in self.samples})
-        return [self._decoded([sample for sample in self.samples if sample.class_name == name]) for name in names]
-
-    def _decoded(self, samples: Sequence[Sample]) -> Iterator[np.ndarray]:
-        return (load_images([sample], self.info.size)[0] for sample in samples)
+        return [
+            each_image([sample for sample in self.samples if sample.class_name == name], self.info.size)
+            for name in names
+        ]
 
     def to_judge_layers(self) -> Tuple[np.ndarray, List[str], str]:
         """`JUDGED_IMAGES` images (N, height, width, 3) uint8, their classes, and what they are in words.

@@ -12,7 +12,7 @@ to be an image.
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 
@@ -166,6 +166,15 @@ def load_images(
 
     _for_all(range(len(samples)), load)
     return images
+
+
+def each_image(samples: Sequence[Sample], size: Tuple[int, int]) -> Iterator[np.ndarray]:
+    """Decode and resize images one at a time, (height, width, 3) uint8 each: only one is held in memory.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    return (load_images([sample], size)[0] for sample in samples)
 
 
 def check_samples(samples: Sequence[Sample], progress: Callable[[], object] = lambda: None) -> None:

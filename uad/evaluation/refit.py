@@ -16,7 +16,7 @@ from engines.metadata import ModelInfo
 from export.quantize import observe
 from export.readout import Seen, read_statistics, refit, see, widen, with_statistics
 from uad.data.calibration import READOUT_IMAGES, CalibrationImages, first_of_each_class
-from uad.data.folder import Sample, load_images
+from uad.data.folder import Sample, each_image
 from uad.evaluation.metrics import threshold_at, thresholds_at
 from uad.progress import counted
 
@@ -79,8 +79,11 @@ class Refit:
         if not self.counts:
             return see(model, counted(self._images, step), [0] * self._images.count)
         classes, size = self._images.info.classes, self._images.info.size
-        decoded = (load_images([sample], size)[0] for sample in self._samples)
-        return see(model, counted(decoded, step), [classes.index(sample.class_name) for sample in self._samples])
+        return see(
+            model,
+            counted(each_image(self._samples, size), step),
+            [classes.index(sample.class_name) for sample in self._samples],
+        )
 
 
 def choose_thresholds(
@@ -104,8 +107,8 @@ def choose_thresholds(
         return info, []
     names, rate = [sample.class_name for sample in held_out], info.false_positive_rate
     chosen = [name for name in info.classes if name in names]
-    decoded = (load_images([sample], info.size)[0] for sample in held_out)
-    scores = [values["score"][0] for values in observe(model, ["score"], counted(decoded, step))]
+    images = counted(each_image(held_out, info.size), step)
+    scores = [values["score"][0] for values in observe(model, ["score"], images)]
     threshold = threshold_at(scores, rate) if chosen == info.classes else info.threshold
     thresholds = {**info.thresholds, **thresholds_at(scores, names, rate)}
     return dataclasses.replace(info, thresholds=thresholds, threshold=threshold), chosen

@@ -39,7 +39,7 @@ def main() -> None:
     for drop in options.drops:
         file = options.work / f"auto-{drop:g}.onnx"
         if not file.exists():
-            flags = ["--precision", "auto", "--max-drop", str(drop), "--calibration-data", data]
+            flags = ["--precision", "auto", "--max-drop", str(drop), "--target", "cpu", "--calibration-data", data]
             command(["export", str(options.fp32), *flags, "--out", str(file)])
         files[f"auto, drop {drop:g}"] = file
     reports = {

@@ -58,7 +58,16 @@ def _make_files(folder: Path, backbone: str) -> "dict[str, Path]":
     files = {"ckpt": folder / "run" / "model.ckpt"}
     for precision in PRECISIONS:
         files[precision] = folder / f"{backbone}.{precision}.onnx"
-        export = ["export", str(files["ckpt"]), "--precision", precision, "--out", str(files[precision])]
+        export = [
+            "export",
+            str(files["ckpt"]),
+            "--precision",
+            precision,
+            "--target",
+            "cpu",
+            "--out",
+            str(files[precision]),
+        ]
         command([*export, "--calibration-data", str(folder / "images"), "--calibration-images", "12"])
     return files
 

@@ -46,9 +46,11 @@ def _model_for_here(path: str, info: ModelInfo) -> bytes:
     from engines.model_file import load_model
 
     model = load_model(path)
-    if info.precision in ("int8", "mixed") and platform.machine().lower() in ("x86_64", "amd64"):
+    if info.precision in ("int8", "mixed"):
+        from engines.qdq import for_cpu
         from engines.unsigned import to_unsigned
 
-        model = to_unsigned(model, info.residual_scales)
+        is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+        model = to_unsigned(model, info.residual_scales) if is_x86 else for_cpu(model)
     serialized: bytes = model.SerializeToString()
     return serialized

@@ -25,6 +25,7 @@ from engines.graph import (
     rename_input,
     sort_nodes,
 )
+from engines.qdq import for_cpu
 
 ZERO = 128  # the unsigned integer that stands for 0.0
 
@@ -33,12 +34,10 @@ def to_unsigned(model: onnx.ModelProto, residual_scales: Dict[str, float]) -> on
     """Return the rewritten graph.
 
     Args:
-        model: a graph written by `export.quantize`; it is not changed.
+        model: a graph written by `export.quantize`, in either form of `engines.qdq`; it is not changed.
         residual_scales: see `ModelInfo`.
     """
-    unsigned = onnx.ModelProto()
-    unsigned.CopyFrom(model)
-    del unsigned.graph.value_info[:]
+    unsigned = for_cpu(model)
     _shift_zero_points(unsigned)
     _move_quantize_before_activation(unsigned)
     _quantize_before_add(unsigned, residual_scales)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from engines.graph import attribute, bypass, constants, consumers, in_backbone, producers
+from engines.qdq import integer_weights
 from export import placement
 from export.errors import ExportError
 
@@ -37,13 +38,13 @@ class Target:
 
     opset: int  # the newest
     operators: Optional[FrozenSet[str]] = None  # None: all of ONNX
-    symmetric: bool = False  # whether Q/DQ must obey TensorRT's rules
+    tensorrt: bool = False  # whether Q/DQ must obey TensorRT's rules, those of releases below 10 among them
 
 
 TARGETS: Dict[str, Target] = {
     "cpu": Target(opset=21),
-    "tensorrt": Target(opset=17, operators=TENSORRT_8_5_OPERATORS, symmetric=True),  # any release from 8.5 on
-    "jetson-xavier-nx": Target(opset=17, operators=TENSORRT_8_5_OPERATORS, symmetric=True),  # TensorRT 8.5.2
+    "tensorrt": Target(opset=17, operators=TENSORRT_8_5_OPERATORS, tensorrt=True),  # any release from 8.5 on
+    "jetson-xavier-nx": Target(opset=17, operators=TENSORRT_8_5_OPERATORS, tensorrt=True),  # TensorRT 8.5.2
 }
 
 # Inputs that TensorRT 8.5 wants as constants: operator -> positions.
@@ -72,8 +73,8 @@ def check_model(model: onnx.ModelProto, target: str) -> List[str]:
             if node.op_type not in rules.operators or node.domain not in ("", "ai.onnx")
         ]
         problems += _computed_inputs(model)
-    if rules.symmetric:
-        problems += _asymmetric(model) + _misplaced(model)
+    if rules.tensorrt:
+        problems += _asymmetric(model) + _misplaced(model) + _integer_weights(model)
     return problems
 
 
@@ -107,6 +108,13 @@ def _asymmetric(model: onnx.ModelProto) -> List[str]:
         elif scale is not None and zero.size != scale.size:
             problems.append(f"{node.name}: scale and zero point differ in size")
     return problems
+
+
+def _integer_weights(model: onnx.ModelProto) -> List[str]:
+    mend = "TensorRT below 10 wants float32, QuantizeLinear, DequantizeLinear: uad export the file again for it"
+    names = integer_weights(model)
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"{names[0]}{others}: INT8 initializer; {mend}"] if names else []
 
 
 def _misplaced(model: onnx.ModelProto) -> List[str]:

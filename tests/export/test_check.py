@@ -12,6 +12,7 @@ from graphs import FEATURES, node_of, quantize, random_images, set_constant, tin
 from onnx import helper
 
 from engines.graph import attribute, consumers, rename_input, sort_nodes
+from engines.qdq import for_cpu, for_tensorrt
 from export.calibrate import calibrator
 from export.check import TARGETS, check_model
 from export.errors import ExportError
@@ -25,7 +26,7 @@ WEIGHT = "teacher/layer1/conv2.weight"
 
 
 def int8(backbone: str = "residual") -> onnx.ModelProto:
-    return quantize(tiny(backbone), tiny_info(), random_images(2), calibrator("minmax"))[0]
+    return for_tensorrt(quantize(tiny(backbone), tiny_info(), random_images(2), calibrator("minmax"))[0])
 
 
 def only_problem(model: onnx.ModelProto, target: str = "jetson-xavier-nx") -> str:
@@ -242,7 +243,7 @@ def test_any_layers_left_in_float_are_accepted(backbone: str) -> None:
     some = [random.permutation(layers)[: random.integers(2, len(layers))] for _ in range(40)]
     for float_layers in [*([layer] for layer in layers), *some, layers]:
         mixed = with_ranges(model, tiny_info(), amax, place(model, list(float_layers)))[0]
-        assert check_model(mixed, "jetson-xavier-nx") == []
+        assert check_model(for_tensorrt(mixed), "jetson-xavier-nx") == []
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, float("nan")])
@@ -256,8 +257,7 @@ def test_zero_scale_of_one_channel_of_a_weight() -> None:
     # A dead channel as pytorch-quantization writes it.
     model = int8()
     set_constant(model, f"{WEIGHT}_scale", np.array([0.1, 0.0, 0.1, 0.1], np.float32))
-    line = only_problem(model)
-    assert f"{WEIGHT}/DQ" in line and "every scale must be" in line
+    assert named(check_model(model, "tensorrt"), "every scale must be") == {f"{WEIGHT}/Q", f"{WEIGHT}/DQ"}
 
 
 def test_scale_that_is_computed() -> None:
@@ -312,8 +312,7 @@ def test_dequantize_without_a_zero_point() -> None:
 def test_zero_points_that_differ_from_the_scales_in_size() -> None:
     model = int8()
     set_constant(model, f"{WEIGHT}_zero_point", np.array([0], np.int8))
-    line = only_problem(model)
-    assert f"{WEIGHT}/DQ" in line and "differ in size" in line
+    assert named(check_model(model, "tensorrt"), "differ in size") == {f"{WEIGHT}/Q", f"{WEIGHT}/DQ"}
 
 
 def test_activation_with_a_scale_for_each_channel() -> None:
@@ -340,30 +339,12 @@ def test_weights_that_are_not_quantized() -> None:
     assert f"{CONV}: the input is quantized, the weights are not" in only_problem(model)
 
 
-def test_weights_behind_quantize_and_dequantize_are_accepted() -> None:
-    # As torch's exporter writes them for quantization-aware training: float weights, Q, DQ.
-    model = int8()
-    set_constant(model, "float", np.ones((4, 4, 3, 3), np.float32))
-    dequantize = node_of(model, f"{WEIGHT}/DQ")
-    inputs = ["float", *dequantize.input[1:]]
-    model.graph.node.append(helper.make_node("QuantizeLinear", inputs, ["integers"], name=f"{WEIGHT}/Q", axis=0))
-    dequantize.input[0] = "integers"
-    sort_nodes(model)
-    onnx.checker.check_model(model)
-    assert check_model(model, "tensorrt") == []
-
-
-def test_one_scale_for_a_weight_behind_quantize_and_dequantize() -> None:
-    model = int8()
-    set_constant(model, "float", np.ones((4, 4, 3, 3), np.float32))
-    set_constant(model, f"{WEIGHT}_scale", np.array(0.01, np.float32))
-    set_constant(model, f"{WEIGHT}_zero_point", np.array(0, np.int8))
-    dequantize = node_of(model, f"{WEIGHT}/DQ")
-    inputs = ["float", *dequantize.input[1:]]
-    model.graph.node.append(helper.make_node("QuantizeLinear", inputs, ["integers"], name=f"{WEIGHT}/Q"))
-    dequantize.input[0] = "integers"
-    sort_nodes(model)
-    assert f"{CONV}: the weights need one scale" in only_problem(model)
+@pytest.mark.parametrize("target", ["tensorrt", "jetson-xavier-nx"])
+def test_integer_weights_are_refused_by_tensorrt_below_10(target: str) -> None:
+    model = for_cpu(int8())
+    line = only_problem(model, target)
+    assert "teacher/conv1.weight_int8" in line and "below 10" in line and "11 more" in line
+    assert check_model(model, "cpu") == []
 
 
 def test_batch_norm_that_was_not_folded() -> None:
@@ -398,7 +379,8 @@ def test_batch_norm_in_a_float_graph_is_accepted() -> None:
 )
 def test_skip_branch_without_a_pair(backbone: str, add: str, skip: str) -> None:
     model = int8(backbone)
-    rename_input(node_of(model, add), f"{skip}_dq", skip)
+    quantized = next(name for name in node_of(model, add).input if name.startswith(f"{skip}_dq"))
+    rename_input(node_of(model, add), quantized, skip)
     line = only_problem(model)
     assert add in line and "skip branch" in line
 

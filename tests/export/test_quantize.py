@@ -21,6 +21,7 @@ from graphs import (
 )
 
 from engines.graph import constants, in_backbone, producers
+from engines.qdq import for_tensorrt
 from export.calibrate import BINS, CALIBRATORS, Histogram, amax_minmax, calibrator
 from export.check import check_model
 from export.errors import CalibrationError, ExportError
@@ -321,7 +322,7 @@ def test_dead_channel_has_the_scale_1_and_is_reported() -> None:
     assert scale[2] == 1.0 and (scale[[0, 1, 3]] < 0.1).all()
     assert not constants(graph)["teacher/layer1/conv1.weight_int8"][2].any()
     assert report.dead == ["teacher/layer1/conv1.weight"]
-    assert check_model(graph, "tensorrt") == []
+    assert check_model(for_tensorrt(graph), "tensorrt") == []
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)
@@ -332,7 +333,7 @@ def test_tensor_that_never_leaves_zero_has_the_scale_1_and_is_reported(name: str
     name = "/teacher/layer1/relu1/Relu_output_0"
     assert constants(graph)[f"{name}_scale"] == 1.0
     assert report.dead == [name]
-    assert check_model(graph, "tensorrt") == []
+    assert check_model(for_tensorrt(graph), "tensorrt") == []
 
 
 def left_in_float() -> onnx.ModelProto:
@@ -352,7 +353,7 @@ def test_convolution_left_in_float_is_reported() -> None:
 
 
 def test_convolution_left_in_float_is_accepted_by_tensorrt() -> None:
-    assert check_model(quantized(left_in_float()), "tensorrt") == []
+    assert check_model(for_tensorrt(quantized(left_in_float())), "tensorrt") == []
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------

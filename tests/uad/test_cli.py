@@ -195,8 +195,8 @@ def test_mistakes_on_the_command_line(error_of: Callable[..., str], tiny_run: An
         *export, "--precision", "int8", "--calibration-data", data, "--calibration-images", 500
     )
     assert ".onnx" in error_of("export", model, "--out", tmp_path / "x.bin")
-    for precision in ("int8", "fp16"):
-        again = error_of("export", tiny_run.onnx(precision), "--out", tmp_path / "x.onnx", "--precision", "int8")
+    for precision, asked in (("int8", "fp16"), ("fp16", "int8")):
+        again = error_of("export", tiny_run.onnx(precision), "--out", tmp_path / "x.onnx", "--precision", asked)
         assert f"is {precision} already: export from the checkpoint" in again
     assert not list(tmp_path.iterdir())
 

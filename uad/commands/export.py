@@ -33,8 +33,11 @@ class ExportOptions:
 
     model: Path = field(metadata=positional("model.ckpt of a run, or an fp32 .onnx file of uad"))
     out: Path = field(metadata=about("the .onnx file to write"))
-    precision: Precision = field(
-        default="fp32", metadata=about("of the backbone; auto is int8 that leaves in fp32 the layers it must")
+    precision: Optional[Precision] = field(
+        default=None,
+        metadata=about(
+            "of the backbone; auto is int8 that leaves in fp32 the layers it must; if not given that of the model"
+        ),
     )
     calibrator: Optional[Calibrator] = field(
         default=None, metadata=about("for int8 and auto: what chooses the ranges; percentile if not given")
@@ -81,7 +84,10 @@ class ExportOptions:
     )
     seed: int = field(default=0, metadata=about("of the draw of calibration images"))
     target: Target = field(
-        default="jetson-xavier-nx", metadata=about("device or runtime whose rules the file must obey")
+        default="jetson-xavier-nx",
+        metadata=about(
+            "what the file is for: cpu is the smallest, tensorrt and jetson-xavier-nx are what TensorRT takes"
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -96,11 +102,11 @@ class ExportOptions:
             raise ExportError(f"--out {self.out} is the model itself: give another file")
         for name in ("max_drop", "validation_data"):
             if getattr(self, name) is not None and self.precision != "auto":
-                raise ExportError(f"{flag_of(name)} is for --precision auto, not {self.precision}")
+                raise ExportError(f"{flag_of(name)} is for --precision auto{_not(self.precision)}")
         if self.percentile is not None and self.calibrator not in (None, "percentile"):
             raise ExportError(f"--percentile is for --calibrator percentile, not {self.calibrator}")
         if self.explain is not None and self.precision not in ("int8", "auto"):
-            raise ExportError(f"--explain is for --precision int8 or auto, not {self.precision}")
+            raise ExportError(f"--explain is for --precision int8 or auto{_not(self.precision)}")
 
 
 def export(options: ExportOptions) -> str:
@@ -110,6 +116,7 @@ def export(options: ExportOptions) -> str:
         UserError: the model, the calibration data or the output cannot serve.
     """
     from engines.model_file import save_model
+    from engines.qdq import for_cpu, for_tensorrt
     from export.check import check_model
 
     if options.explain is not None:
@@ -117,6 +124,8 @@ def export(options: ExportOptions) -> str:
     source = _load(options.model)
     if source.quantization is not None:
         result = _with_learned_ranges(source, source.quantization, options)
+    elif source.info.precision != "fp32":
+        result = _for_another_target(source, options)
     elif options.precision == "fp16":
         result = _half(source, options)
     elif options.precision in ("int8", "auto"):
@@ -124,16 +133,17 @@ def export(options: ExportOptions) -> str:
     else:
         result = Result(source.model, source.info)
     info = dataclasses.replace(result.info, versions={**result.info.versions, **_versions()})
-    problems = check_model(result.model, options.target)
+    model = for_cpu(result.model) if options.target == "cpu" else for_tensorrt(result.model)
+    problems = check_model(model, options.target)
     if problems:
         raise ExportError(f"{options.target} would refuse the result: {'; '.join(problems)}")
-    save_model(result.model, info, options.out)
+    save_model(model, info, options.out)
     return f"{options.out}: {info.precision}, {options.out.stat().st_size / 1e6:.1f} MB{result.summary}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The float32 graph to start from."""
+    """The graph to start from: float32, or an ONNX file of another precision, which only changes its form."""
 
     path: Path
     model: "onnx.ModelProto"
@@ -165,10 +175,7 @@ def _load(path: Path) -> Source:
 
     if path.suffix == ".onnx":
         model = load_model(path)
-        info = info_of(model, path)
-        if info.precision != "fp32":
-            raise ExportError(f"{path} is {info.precision} already: export from the checkpoint or its fp32 file")
-        return Source(path, model, info)
+        return Source(path, model, info_of(model, path))
     try:
         from export.onnx import export_network
         from uad.training.checkpoint import load_checkpoint
@@ -189,19 +196,32 @@ def _with_learned_ranges(source: Source, quantization: "Quantization", options: 
     from export.placement import place
     from export.quantize import with_ranges
 
-    if options.precision != "int8":
+    if options.precision not in (None, "int8"):
         raise ExportError(f"{source.path} was trained for int{quantization.bits}: export it with --precision int8")
     if quantization.bits != 8:
         raise ExportError(f"{source.path} was trained for a simulation of int{quantization.bits}: only int8 runs")
-    for name in ("calibration_data", "calibrator", "percentile", "explain"):
-        if getattr(options, name) is not None:
-            raise ExportError(f"{source.path} brings its own ranges: leave out {flag_of(name)}")
+    _refuse_calibration(options, f"{source.path} brings its own ranges")
     placement = place(source.model)
     missing = sorted(set(placement.ranged()) - set(quantization.amax))
     if missing:
         raise ExportError(f"{source.path} has no range of {missing[0]}: train it again")
     quantized, info, report = with_ranges(source.model, source.info, quantization.amax, placement)
     return Result(quantized, info, _report_summary(report, []))
+
+
+def _for_another_target(source: Source, options: ExportOptions) -> Result:
+    """The graph of a file that is not fp32, as it is: only a float32 graph can be made another precision."""
+    found = source.info.precision
+    if options.precision not in (None, found):
+        raise ExportError(f"{source.path} is {found} already: export from the checkpoint or its fp32 file")
+    _refuse_calibration(options, f"{source.path} is {found} already")
+    return Result(source.model, source.info)
+
+
+def _refuse_calibration(options: ExportOptions, why: str) -> None:
+    for name in ("calibration_data", "calibrator", "percentile", "explain"):
+        if getattr(options, name) is not None:
+            raise ExportError(f"{why}: leave out {flag_of(name)}")
 
 
 def _half(source: Source, options: ExportOptions) -> Result:
@@ -433,6 +453,10 @@ def _choice_summary(choice: "Choice", layers: int, good: int, labelled: int) -> 
         drop = f"{100 * choice.agreement.auroc_drop:.2f} points{plain}"
         left += f"\nmean image AUROC falls by {drop}, on {labelled} labelled images"
     return left
+
+
+def _not(precision: Optional[str]) -> str:
+    return f", not {precision}" if precision else ""
 
 
 def _but(names: Sequence[str]) -> str:

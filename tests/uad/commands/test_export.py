@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graphs import save_tiny, tiny, with_blind_weights
+from graphs import random_images, save_tiny, tiny, with_blind_weights
 from image_folders import make_class
 from PIL import Image
 
+import engines
 from engines.graph import constants
 from engines.model_file import load_model, read_info
+from engines.qdq import integer_weights
+from export.check import TARGETS
 from uad import cli
 
 BAD = "/student/layer1/conv2/Conv"
@@ -170,6 +173,33 @@ def test_a_mixed_file_is_not_exported_again(
     mixed = save_tiny(tmp_path / "mixed.onnx", precision="mixed", float_layers=[BAD])
     export = ("export", mixed, "--out", tmp_path / "x.onnx", "--calibration-data", root)
     assert "is mixed already: export from the checkpoint or its fp32 file" in error_of(*export, "--precision", "int8")
+
+
+def test_the_target_decides_how_weights_are_stored(model: Path, root: Path, tmp_path: Path) -> None:
+    files = {name: export(model, root, tmp_path / f"{name}.onnx", "int8", "--target", name) for name in TARGETS}
+    weights = {name: len(integer_weights(load_model(file))) for name, file in files.items()}
+    assert weights == {"cpu": 12, "tensorrt": 0, "jetson-xavier-nx": 0}
+    images = random_images(4)
+    scores = []
+    for file in files.values():
+        with engines.load(file, "onnxruntime") as engine:
+            scores.append(engine.infer(images).score.tolist())
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_an_int8_file_is_turned_into_that_of_another_target(
+    error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path
+) -> None:
+    small = export(model, root, tmp_path / "small.onnx", "int8", "--target", "cpu")
+    large = export(model, root, tmp_path / "large.onnx", "int8")
+    assert "INT8 initializer" in error_of("check", small)
+    again = tmp_path / "again.onnx"
+    for source, target, expected in ((small, "jetson-xavier-nx", large), (large, "cpu", small)):
+        assert cli.main(["export", source, "--target", target, "--out", str(again)]) == 0
+        assert read_info(again) == read_info(expected)
+        assert constants(load_model(again)).keys() == constants(load_model(expected)).keys()
+    message = error_of("export", small, "--calibration-data", root, "--out", again)
+    assert "is int8 already: leave out --calibration-data" in message
 
 
 def test_calibration_classes_are_those_that_calibrate(model: Path, root: Path, tmp_path: Path) -> None:

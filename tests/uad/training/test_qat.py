@@ -20,6 +20,7 @@ from engines.graph import constants, in_backbone  # noqa: E402
 from engines.images import RESIZE_RULE
 from engines.metadata import ModelInfo
 from engines.model_file import info_of, load_model
+from engines.qdq import for_tensorrt
 from export.check import check_model
 from export.placement import place
 from export.quantize import with_ranges
@@ -314,7 +315,7 @@ def test_dead_channels_and_a_tensor_that_is_always_0_work(backbone: str, tmp_pat
     found = maps(model.network.eval())
     assert np.isfinite(found).all()
     graph = exported(model)
-    assert check_model(graph, "jetson-xavier-nx") == []
+    assert check_model(for_tensorrt(graph), "jetson-xavier-nx") == []
     expected = runtime_outputs(graph, IMAGES.numpy(), ["anomaly_map"])[0]
     assert_agree(found, expected, maps(float_network(model)))
 

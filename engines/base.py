@@ -3,7 +3,7 @@
 import abc
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Optional, Type
+from typing import Dict, Optional, Type
 
 import numpy as np
 
@@ -26,12 +26,15 @@ class Engine(abc.ABC):
         arithmetic: what the runtime was told to compute in where the graph says float: "f32", "bf16" or "f16".
         info: what the model file says of itself.
         batch: images in one call of `run`.
+        device_mem_mb: GPU memory for activations, work space and buffers, in units of 10^6 bytes; the weights, about as
+            large as the file, come on top. None where there is no GPU.
     """
 
     runtime: str
     arithmetic: str
     info: ModelInfo
     batch: int
+    device_mem_mb: Optional[float] = None
 
     @abc.abstractmethod
     def run(self, images: np.ndarray) -> Prediction:
@@ -40,6 +43,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release what the runtime holds."""
+
+    def parts_ms(self) -> Dict[str, float]:
+        """How long the parts of the last `run` took by the device's clock, ms; empty where a runtime has no parts."""
+        return {}
 
     def infer(self, images: np.ndarray) -> Prediction:
         """Judge any number of images, in batches of the engine's size; the last batch is filled up with zeros.

@@ -2,7 +2,8 @@
 
 Each model lives in a fresh process of its own that loads it, and measures only when it is told to, so that the models
 take turns (A B A B) on an otherwise idle machine and a drift of its speed meets all of them alike. Latency is host
-array in, host array out, by one clock (time.perf_counter) whatever the runtime.
+array in, host array out, by one clock (time.perf_counter) whatever the runtime. A runtime on a GPU tells by the GPU's
+clock, too, how long the copies and the computing took.
 
 Run as `python -m engines.benchmark MODEL RUNTIME BATCH THREADS` this file is such a process.
 """
@@ -26,6 +27,8 @@ MINIMUM_RUNS = 200  # of each model, over all turns
 WARM_UP_SECONDS = 0.5
 WARM_UP_RUNS = 10
 INPUTS = 4  # different random images, taken in turn
+LATENCY = "latency"
+Run = Dict[str, float]  # LATENCY -> ms, and each of `Engine.parts_ms` -> ms
 
 
 class Worker:
@@ -52,10 +55,10 @@ class Worker:
             self.close()
             raise
 
-    def measure(self, seconds: float) -> List[float]:
-        """Run the model for about `seconds`; the latency of each run in ms."""
-        latencies: List[float] = self._ask(f"run {seconds}")["latency_ms"]
-        return latencies
+    def measure(self, seconds: float) -> "List[Run]":
+        """Run the model for about `seconds`; each run."""
+        runs: List[Run] = self._ask(f"run {seconds}")["runs"]
+        return runs
 
     def memory(self) -> Dict[str, float]:
         """`ram_mb` and `ram_peak_mb` of the process (resident set), in units of 10^6 bytes."""
@@ -94,9 +97,9 @@ class Worker:
         self.close()
 
 
-def worker_command(path: str, runtime: Optional[str], batch: int, threads: Optional[int]) -> List[str]:
+def worker_command(path: str, runtime: Optional[str], batch: Optional[int], threads: Optional[int]) -> List[str]:
     """The command of a process that measures a model file that `engines.load` can load."""
-    return [sys.executable, "-m", "engines.benchmark", path, runtime or "", str(batch), str(threads or 0)]
+    return [sys.executable, "-m", "engines.benchmark", path, runtime or "", str(batch or 0), str(threads or 0)]
 
 
 def benchmark(
@@ -118,16 +121,16 @@ def benchmark(
     """
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(command)) for command in commands]
-        latencies: List[List[float]] = [[] for _ in workers]
+        runs: List[List[Run]] = [[] for _ in workers]
         for turn in range(ROUNDS):
-            for worker, measured in zip(workers, latencies):
+            for worker, measured in zip(workers, runs):
                 measured += worker.measure(seconds / ROUNDS)
                 wanted = MINIMUM_RUNS * (turn + 1) // ROUNDS
                 while len(measured) < wanted:
                     measured += worker.measure(0.2)
             progress()
         reports: List[Dict[str, Any]] = []
-        for path, worker, measured in zip(paths, workers, latencies):
+        for path, worker, measured in zip(paths, workers, runs):
             report = dict(worker.description, model=path, **summarize(measured, worker.description["batch"]))
             report.update(worker.memory())
             report["file_mb"] = Path(path).stat().st_size / 1e6
@@ -136,12 +139,24 @@ def benchmark(
         return reports
 
 
-def summarize(latencies: Sequence[float], batch: int) -> Dict[str, Any]:
-    """Percentiles of latencies in ms, and images a second at the mean latency, one run after another."""
-    values = np.asarray(latencies)
+def summarize(runs: Sequence[Run], batch: int) -> Dict[str, Any]:
+    """Percentiles of latencies in ms, and images a second at the mean latency, one run after another.
+
+    The parts of a run, where there are any, have percentiles of their own.
+    """
+    parts_ms = {name: _percentiles([run[name] for run in runs]) for name in runs[0]}
+    latency_ms = parts_ms.pop(LATENCY)
+    return {
+        "latency_ms": latency_ms,
+        "parts_ms": parts_ms or None,
+        "runs": len(runs),
+        "images_per_second": 1000.0 * batch / latency_ms["mean"],
+    }
+
+
+def _percentiles(values: Sequence[float]) -> Dict[str, float]:
     p50, p90, p99 = (float(value) for value in np.percentile(values, [50, 90, 99]))
-    latency = {"p50": p50, "p90": p90, "p99": p99, "max": float(values.max()), "mean": float(values.mean())}
-    return {"latency_ms": latency, "runs": len(values), "images_per_second": 1000.0 * batch / latency["mean"]}
+    return {"p50": p50, "p90": p90, "p99": p99, "max": float(np.max(values)), "mean": float(np.mean(values))}
 
 
 def serve(load: Callable[[], engines.Engine], threads: Optional[int]) -> None:
@@ -172,7 +187,7 @@ def serve(load: Callable[[], engines.Engine], threads: Optional[int]) -> None:
             "batch": engine.batch,
             "threads": threads,
             "load_s": load_seconds,
-            "device_mem_mb": None,
+            "device_mem_mb": engine.device_mem_mb,
         }
     )
     for line in sys.stdin:
@@ -181,19 +196,20 @@ def serve(load: Callable[[], engines.Engine], threads: Optional[int]) -> None:
             answer(_memory())
         else:
             _measure(engine, images, 0.0, 2)  # the caches are cold after the others' turns
-            answer({"latency_ms": _measure(engine, images, float(order[1]), 1)})
+            answer({"runs": _measure(engine, images, float(order[1]), 1)})
 
 
-def _measure(engine: engines.Engine, images: np.ndarray, seconds: float, runs: int) -> List[float]:
-    """Run for at least `seconds` and `runs`; the latency of each run in ms."""
-    latencies: List[float] = []
+def _measure(engine: engines.Engine, images: np.ndarray, seconds: float, runs: int) -> List[Run]:
+    """Run for at least `seconds` and `runs`; each run."""
+    measured: List[Run] = []
     end = time.perf_counter() + seconds
-    while len(latencies) < runs or time.perf_counter() < end:
-        image = images[len(latencies) % len(images)]
+    while len(measured) < runs or time.perf_counter() < end:
+        image = images[len(measured) % len(images)]
         start = time.perf_counter()
         engine.run(image)
-        latencies.append(1000.0 * (time.perf_counter() - start))
-    return latencies
+        latency = 1000.0 * (time.perf_counter() - start)
+        measured.append({LATENCY: latency, **engine.parts_ms()})
+    return measured
 
 
 def _memory() -> Dict[str, float]:
@@ -207,7 +223,7 @@ def main(arguments: Sequence[str]) -> None:
     """Serve one model; see the module."""
     path, runtime, batch, threads = arguments
     count = int(threads) or None
-    serve(lambda: engines.load(path, runtime or None, batch=int(batch), threads=count), count)
+    serve(lambda: engines.load(path, runtime or None, batch=int(batch) or None, threads=count), count)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Model files, read and written: an ONNX graph with its description inside.
+"""Model files: an ONNX graph with its description inside, read and written; the description of any model file.
 
 Imports onnx where it is used, so that `engines` starts without it.
 """
@@ -6,6 +6,7 @@ Imports onnx where it is used, so that `engines` starts without it.
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+from engines import plan_file
 from engines.errors import ModelFileError
 from engines.files import replacing
 from engines.metadata import ModelInfo
@@ -17,11 +18,13 @@ KEY = "uad"  # the key of the ONNX file's metadata_props that holds ModelInfo as
 
 
 def read_info(path: Union[str, Path]) -> ModelInfo:
-    """Read the description of an ONNX file without starting a runtime.
+    """Read the description of an ONNX file or a TensorRT plan without starting a runtime.
 
     Raises:
         ModelFileError: the file is missing, damaged, or not a model of this project.
     """
+    if Path(path).suffix == plan_file.SUFFIX:
+        return plan_file.read_description(path)[0]
     return info_of(load_model(path), path)
 
 
@@ -29,9 +32,12 @@ def load_model(path: Union[str, Path]) -> "onnx.ModelProto":
     """Load an ONNX file.
 
     Raises:
-        ModelFileError: it is missing or damaged.
+        ModelFileError: it is missing or damaged, or a TensorRT plan.
     """
     import onnx
+
+    if Path(path).suffix == plan_file.SUFFIX:
+        raise ModelFileError(f"{path} is a TensorRT plan: give the .onnx file that it was built from")
 
     try:
         return onnx.load(str(path), load_external_data=False)

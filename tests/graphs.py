@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from engines.metadata import ModelInfo
 from engines.model_file import save_model
+from engines.qdq import for_tensorrt
 from export.calibrate import Calibrator
 from export.placement import place
 from export.quantize import QuantizationReport, collect_histograms, with_ranges
@@ -265,6 +266,21 @@ def save_tiny(path: Path, model: onnx.ModelProto | None = None, **changes: Any) 
     model = tiny() if model is None else model
     shape = model.graph.input[0].type.tensor_type.shape
     save_model(model, tiny_info(shape.dim[1].dim_value, **changes), path)
+    return path
+
+
+def build_tiny(
+    path: Path, model: onnx.ModelProto | None = None, info: ModelInfo | None = None, **settings: Any
+) -> Path:
+    """Build a plan of a tiny model with the TensorRT that seems to be here; returns the path."""
+    from engines.plan_file import save_plan
+    from export.tensorrt import PlanSettings, build_plan
+
+    model = tiny() if model is None else model
+    info = info or tiny_info(model.graph.input[0].type.tensor_type.shape.dim[1].dim_value)
+    command = f"uad export a.onnx --out {path.name}"
+    plan, built = build_plan(for_tensorrt(model), info, PlanSettings(command, 64, **settings))
+    save_plan(plan, info, built, path)
     return path
 
 

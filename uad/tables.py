@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 if TYPE_CHECKING:
     from export.explain import LayerReport
 
+GPU_PARTS = ("copy_in", "compute", "copy_out")  # of `engines.tensorrt`
+
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns; all but the first to the right."""
@@ -67,9 +69,11 @@ def _worst(classes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
 
 
 def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
-    """A row for each model, from the reports of `uad bench`."""
+    """A row for each model, from the reports of `uad bench`; with the figures of a GPU where a model ran on one."""
     header = ["model", "runtime", "precision", "p50 ms", "p90 ms", "p99 ms", "images/s", "of first"]
     header += ["RAM MB", "peak MB", "file MB", "load s"]
+    on_gpu = any(report["device_mem_mb"] is not None for report in reports)
+    header += ["copy in ms", "compute ms", "copy out ms", "GPU MB"] if on_gpu else []
     rows = []
     for report in reports:
         latency = report["latency_ms"]
@@ -78,6 +82,10 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
         row += [f"{report['images_per_second']:.1f}", f"{report['ratio_to_first']:.3f}"]
         row += [f"{report[key]:.0f}" for key in ("ram_mb", "ram_peak_mb")]
         row += [f"{report['file_mb']:.1f}", f"{report['load_s']:.2f}"]
+        if on_gpu:
+            parts = report["parts_ms"] or {}
+            row += [_fraction(parts[name]["p50"] if name in parts else None) for name in GPU_PARTS]
+            row.append(_fraction(report["device_mem_mb"], 0))
         rows.append(row)
     return markdown(header, rows)
 

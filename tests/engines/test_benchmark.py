@@ -24,6 +24,7 @@ KEYS = {
     "batch",
     "threads",
     "latency_ms",
+    "parts_ms",
     "images_per_second",
     "runs",
     "ram_mb",
@@ -66,22 +67,29 @@ def fake(name: str, log: Path) -> list[str]:
 
 
 def test_summary_of_a_hundred_and_one_latencies() -> None:
-    summary = summarize([float(value) for value in range(101)], batch=4)
+    summary = summarize([{"latency": float(value)} for value in range(101)], batch=4)
     assert summary == {
         "latency_ms": {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0, "mean": 50.0},
+        "parts_ms": None,
         "runs": 101,
         "images_per_second": 80.0,  # 4 images in 50 ms
     }
 
 
+def test_parts_of_a_run_have_percentiles_of_their_own() -> None:
+    runs = [{"latency": 10.0, "compute": 7.0}, {"latency": 20.0, "compute": 9.0}]
+    assert summarize(runs, batch=1)["parts_ms"]["compute"]["p50"] == 8.0
+    assert summarize(runs, batch=1)["latency_ms"]["p50"] == 15.0
+
+
 def test_summary_interpolates_between_two_latencies() -> None:
-    summary = summarize([10.0, 20.0], batch=1)
+    summary = summarize([{"latency": 10.0}, {"latency": 20.0}], batch=1)
     assert summary["latency_ms"] == pytest.approx({"p50": 15.0, "p90": 19.0, "p99": 19.9, "max": 20.0, "mean": 15.0})
     assert summary["images_per_second"] == pytest.approx(1000 / 15)
 
 
 def test_the_mean_counts_the_slow_runs() -> None:
-    summary = summarize([1.0] * 99 + [101.0], batch=1)
+    summary = summarize([{"latency": each} for each in [1.0] * 99 + [101.0]], batch=1)
     assert summary["latency_ms"]["p50"] == 1.0
     assert summary["latency_ms"]["mean"] == pytest.approx(2.0)
     assert summary["images_per_second"] == pytest.approx(500.0)
@@ -149,7 +157,7 @@ def test_models_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_a_runtime_prints_does_not_reach_the_answers(tmp_path: Path) -> None:
     with Worker(fake("A", tmp_path / "log")) as worker:
         assert worker.description["runtime"] == "fake" and worker.description["threads"] == 3
-        assert all(latency > 0 for latency in worker.measure(0.0))
+        assert all(run["latency"] > 0 for run in worker.measure(0.0))
         assert worker.memory()["ram_mb"] > 5
 
 

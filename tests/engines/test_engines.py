@@ -6,30 +6,61 @@ import dataclasses
 import importlib.machinery
 import importlib.util
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from graphs import FEATURES, SIZE, node_of, quantize, random_images, reference_outputs, save_tiny, tiny, tiny_info
+from graphs import (
+    FEATURES,
+    SIZE,
+    build_tiny,
+    node_of,
+    quantize,
+    random_images,
+    reference_outputs,
+    save_tiny,
+    tiny,
+    tiny_info,
+)
 
 import engines
 from engines.cpu import cpu_flags, saturates
 from engines.errors import ModelFileError, RuntimeNotInstalled, UserError
+from engines.metadata import ModelInfo
 from engines.model_file import save_model
 from export.calibrate import calibrator
 
-RUNTIMES = [
-    pytest.param(name, marks=pytest.mark.skipif(not importlib.util.find_spec(name), reason=f"{name} is not installed"))
-    for name in engines.RUNTIMES
-]
-every_runtime = pytest.mark.parametrize("runtime", RUNTIMES)
+every_runtime = pytest.mark.parametrize("runtime", engines.RUNTIMES, indirect=True)
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model") / "model.onnx")
+@pytest.fixture
+def runtime(request: pytest.FixtureRequest, fake_gpu: Callable[..., Any]) -> str:
+    """A runtime that is installed; for TensorRT, which cannot be here, a fake that runs plans in ONNX Runtime."""
+    if request.param == "tensorrt":
+        fake_gpu()
+    elif engines.missing(request.param):
+        pytest.skip(f"{request.param} is not installed")
+    return str(request.param)
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "model.onnx")
+
+
+def made_for(
+    runtime: str, folder: Path, model: onnx.ModelProto | None = None, info: ModelInfo | None = None, max_batch: int = 4
+) -> Path:
+    """A model file that a runtime runs."""
+    model = tiny() if model is None else model
+    info = info or tiny_info(model.graph.input[0].type.tensor_type.shape.dim[1].dim_value)
+    if runtime == "tensorrt":
+        return build_tiny(folder / "a.plan", model, info, max_batch=max_batch)
+    save_model(model, info, folder / "a.onnx")
+    return folder / "a.onnx"
 
 
 # The contract of a runtime --------------------------------------------------------------------------------------------
@@ -41,7 +72,7 @@ def test_same_result_as_the_onnx_reference(runtime: str, backbone: str, tmp_path
     model = tiny(backbone, size=32)
     images = random_images(2, size=32)
     score, anomaly_map = reference_outputs(model, images, ["score", "anomaly_map"])
-    with engines.load(save_tiny(tmp_path / "a.onnx", model), runtime, batch=2) as engine:
+    with engines.load(made_for(runtime, tmp_path, model), runtime, batch=2) as engine:
         prediction = engine.infer(images)
     # Sums in another order: some 1e-6 for float32. bfloat16, which OpenVINO takes unasked, would be off by 1e-2.
     assert score.min() > 0.1
@@ -57,8 +88,7 @@ def test_int8_is_close_to_the_onnx_reference(runtime: str, backbone: str, tmp_pa
     images = random_images(4)
     model, info, _ = quantize(tiny(backbone), tiny_info(), images, calibrator("minmax"))
     score = reference_outputs(model, images, ["score"])[0]
-    save_model(model, info, tmp_path / "a.onnx")
-    with engines.load(tmp_path / "a.onnx", runtime) as engine:
+    with engines.load(made_for(runtime, tmp_path, model, info), runtime) as engine:
         prediction = engine.infer(images)
     # Not closer: ONNX Runtime rounds once more before each residual Add, one step in 127 of few channels.
     np.testing.assert_allclose(prediction.score, score, rtol=0.05)
@@ -70,33 +100,34 @@ def test_mixed_runs_like_int8(runtime: str, tmp_path: Path) -> None:
     model, info, _ = quantize(tiny(), tiny_info(), images, calibrator("minmax"), keep_float=["/teacher/conv1/Conv"])
     predictions = []
     for precision in ("int8", "mixed"):
-        save_model(model, dataclasses.replace(info, precision=precision), tmp_path / "a.onnx")
-        with engines.load(tmp_path / "a.onnx", runtime) as engine:
+        path = made_for(runtime, tmp_path, model, dataclasses.replace(info, precision=precision))
+        with engines.load(path, runtime) as engine:
             predictions.append(engine.infer(images))
     np.testing.assert_array_equal(predictions[0].anomaly_map, predictions[1].anomaly_map)
 
 
 @every_runtime
-def test_shapes_and_types_are_those_of_a_prediction(runtime: str, model_path: Path) -> None:
-    with engines.load(model_path, runtime) as engine:
+def test_shapes_and_types_are_those_of_a_prediction(runtime: str, tmp_path: Path) -> None:
+    with engines.load(made_for(runtime, tmp_path), runtime) as engine:
         prediction = engine.infer(random_images(3))
     assert prediction.score.shape == (3,) and prediction.score.dtype == np.float32
     assert prediction.anomaly_map.shape == (3, SIZE // 4, SIZE // 4) and prediction.anomaly_map.dtype == np.float32
 
 
 @every_runtime
-def test_engine_says_what_it_is(runtime: str, model_path: Path) -> None:
-    with engines.load(model_path, runtime, batch=2, threads=1) as engine:
+def test_engine_says_what_it_is(runtime: str, tmp_path: Path) -> None:
+    with engines.load(made_for(runtime, tmp_path), runtime, batch=2, threads=1) as engine:
         assert isinstance(engine, engines.Engine)
         assert (engine.runtime, engine.arithmetic, engine.batch) == (runtime, "f32", 2)
-        assert engine.info == engines.read_info(model_path)
+        assert engine.info == tiny_info()
 
 
 @every_runtime
 @pytest.mark.parametrize("count", [1, 4, 5, 8])
-def test_any_number_of_images_gives_what_each_alone_gives(runtime: str, count: int, model_path: Path) -> None:
+def test_any_number_of_images_gives_what_each_alone_gives(runtime: str, count: int, tmp_path: Path) -> None:
     images = random_images(count)
-    with engines.load(model_path, runtime, batch=4) as four, engines.load(model_path, runtime) as one:
+    path = made_for(runtime, tmp_path)
+    with engines.load(path, runtime, batch=4) as four, engines.load(path, runtime) as one:
         together = four.infer(images)
         alone = [one.infer(image[None]) for image in images]
     assert together.score.shape == (count,) and together.anomaly_map.shape == (count, SIZE // 4, SIZE // 4)
@@ -106,27 +137,27 @@ def test_any_number_of_images_gives_what_each_alone_gives(runtime: str, count: i
 
 
 @every_runtime
-def test_images_need_not_be_contiguous(runtime: str, model_path: Path) -> None:
+def test_images_need_not_be_contiguous(runtime: str, tmp_path: Path) -> None:
     images = random_images(2)
     turned = images.transpose(0, 2, 1, 3)
     assert not turned.flags.c_contiguous
-    with engines.load(model_path, runtime) as engine:
+    with engines.load(made_for(runtime, tmp_path), runtime) as engine:
         expected = engine.infer(np.ascontiguousarray(turned))
         np.testing.assert_array_equal(engine.infer(turned).score, expected.score)
 
 
 @every_runtime
-def test_infer_does_not_change_the_images(runtime: str, model_path: Path) -> None:
+def test_infer_does_not_change_the_images(runtime: str, tmp_path: Path) -> None:
     images = random_images(3)
     before = images.copy()
-    with engines.load(model_path, runtime, batch=2) as engine:
+    with engines.load(made_for(runtime, tmp_path), runtime, batch=2) as engine:
         engine.infer(images)
     np.testing.assert_array_equal(images, before)
 
 
 @every_runtime
-def test_result_belongs_to_the_caller(runtime: str, model_path: Path) -> None:
-    with engines.load(model_path, runtime) as engine:
+def test_result_belongs_to_the_caller(runtime: str, tmp_path: Path) -> None:
+    with engines.load(made_for(runtime, tmp_path), runtime) as engine:
         first = engine.infer(random_images(1, seed=1))
         score, anomaly_map = first.score.copy(), first.anomaly_map.copy()
         second = engine.infer(random_images(1, seed=2))
@@ -149,20 +180,22 @@ def test_result_belongs_to_the_caller(runtime: str, model_path: Path) -> None:
     ],
     ids=["float32", "int8", "height", "NCHW", "RGBA", "no batch", "no image"],
 )
-def test_infer_rejects(runtime: str, images: np.ndarray, model_path: Path) -> None:
-    with engines.load(model_path, runtime) as engine, pytest.raises(ValueError, match="uint8.*16, 16, 3") as error:
+def test_infer_rejects(runtime: str, images: np.ndarray, tmp_path: Path) -> None:
+    with engines.load(made_for(runtime, tmp_path), runtime) as engine, pytest.raises(
+        ValueError, match="uint8.*16, 16, 3"
+    ) as error:
         engine.infer(images)
     assert f"{images.dtype} {images.shape}" in str(error.value)
 
 
 @every_runtime
-def test_close_may_be_called_twice(runtime: str, model_path: Path) -> None:
-    engine = engines.load(model_path, runtime)
+def test_close_may_be_called_twice(runtime: str, tmp_path: Path) -> None:
+    engine = engines.load(made_for(runtime, tmp_path), runtime)
     engine.close()
     engine.close()
 
 
-@every_runtime
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"], indirect=True)
 def test_graph_that_the_runtime_cannot_load_is_a_model_file_error(runtime: str, tmp_path: Path) -> None:
     model = tiny()
     model.opset_import.append(onnx.helper.make_opsetid("nobody.knows", 1))
@@ -189,16 +222,19 @@ def only(*names: str) -> Any:
 def test_installed_runtimes_are_the_ones_that_can_be_found_best_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", only("onnxruntime"))
     assert engines.installed_runtimes() == ["onnxruntime"]
-    monkeypatch.setattr(importlib.util, "find_spec", only("onnxruntime", "openvino"))
-    assert engines.installed_runtimes() == ["openvino", "onnxruntime"]
+    monkeypatch.setattr(importlib.util, "find_spec", only("onnxruntime", "openvino", "tensorrt"))
+    assert engines.installed_runtimes() == ["openvino", "onnxruntime"]  # TensorRT needs pycuda too
+    monkeypatch.setattr(importlib.util, "find_spec", only("onnxruntime", "tensorrt", "pycuda"))
+    assert engines.installed_runtimes() == ["onnxruntime", "tensorrt"]
 
 
 @every_runtime
-def test_no_runtime_asked_for_takes_the_first_installed(
-    runtime: str, model_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_no_runtime_asked_for_takes_the_first_installed_that_runs_such_files(
+    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "installed_runtimes", lambda: [runtime])
-    with engines.load(model_path) as engine:
+    path = made_for(runtime, tmp_path)
+    monkeypatch.setattr(engines, "missing", lambda name: [] if name == runtime else [name])
+    with engines.load(path) as engine:
         assert engine.runtime == runtime
 
 
@@ -210,7 +246,10 @@ def test_runtime_that_is_not_installed_is_named(model_path: Path, monkeypatch: p
 
 def test_no_runtime_at_all_says_what_to_install(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", only())
-    with pytest.raises(RuntimeNotInstalled, match="pip install onnxruntime, or openvino"):
+    with pytest.raises(
+        RuntimeNotInstalled,
+        match="no runtime for .onnx files is installed: pip install openvino, or pip install onnxruntime",
+    ):
         engines.load(model_path)
 
 
@@ -231,11 +270,33 @@ def test_corrupt_file_is_named(tmp_path: Path) -> None:
         engines.load(path)
 
 
-@pytest.mark.parametrize("name", ["a.ckpt", "a.plan", "a"])
+@pytest.mark.parametrize("name", ["a.ckpt", "a.engine", "a"])
 def test_file_of_another_kind_is_refused(name: str, tmp_path: Path) -> None:
     path = save_tiny(tmp_path / name)
-    with pytest.raises(ModelFileError, match=f"{name}: engines run .onnx files"):
+    with pytest.raises(ModelFileError, match=f"{name}: engines run .onnx and .plan files"):
         engines.load(path)
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt"], indirect=True)
+def test_a_file_for_another_runtime_is_refused(runtime: str, tmp_path: Path) -> None:
+    plan, model = made_for(runtime, tmp_path), save_tiny(tmp_path / "a.onnx")
+    for path, name, wanted in (
+        (plan, "onnxruntime", ".onnx"),
+        (plan, "openvino", ".onnx"),
+        (model, "tensorrt", ".plan"),
+    ):
+        with pytest.raises(ModelFileError, match=f"{path.name}: {name} runs {wanted} files"):
+            engines.load(path, name)
+
+
+def test_what_tensorrt_lacks_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for here, lacks in (((), ("tensorrt", "pycuda")), (("tensorrt",), ("pycuda",)), (("pycuda",), ("tensorrt",))):
+        monkeypatch.setattr(importlib.util, "find_spec", only(*here))
+        with pytest.raises(RuntimeNotInstalled, match="tensorrt is not installed") as error:
+            engines.load(tmp_path / "a.plan", "tensorrt")
+        said = str(error.value).partition("is not installed")[2]
+        assert [name for name in ("tensorrt", "pycuda") if f"{name} is missing" in said] == list(lacks)
+        assert ("JetPack" in said) == ("tensorrt" in lacks) and ("nvcc" in said) == ("pycuda" in lacks)
 
 
 def test_model_of_another_program_is_refused(tmp_path: Path) -> None:

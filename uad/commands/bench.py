@@ -13,14 +13,17 @@ from uad.options import about, above_zero, at_least, parse, positional, settle
 class BenchOptions:
     """Measure how fast and how big models are, in turns."""
 
-    models: List[Path] = field(metadata=positional(".ckpt or .onnx files, measured in turns: A B A B"))
+    models: List[Path] = field(metadata=positional(".ckpt, .onnx or .plan files, measured in turns: A B A B"))
     runtime: Optional[Runtime] = field(
         default=None, metadata=about("what runs .onnx files; the fastest that is installed if not given")
     )
     threads: Optional[int] = field(
         default=None, metadata=about("how many CPU threads run a model; as many as the runtime likes if not given")
     )
-    batch: int = field(default=1, metadata=about("how many images a model is given at once"))
+    batch: Optional[int] = field(
+        default=None,
+        metadata=about("how many images a model is given at once; 1, or what a plan was built for, if not given"),
+    )
     seconds: float = field(default=3.0, metadata=about("how long to measure each model at least, seconds"))
     json: Optional[Path] = field(default=None, metadata=about("JSON file to write the figures to"))
 

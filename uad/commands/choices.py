@@ -8,7 +8,8 @@ from uad.options import about, settle
 
 Precision = Literal["fp32", "fp16", "int8", "auto"]
 Calibrator = Literal["entropy", "percentile", "minmax"]
-Runtime = Literal["openvino", "onnxruntime"]
+Runtime = Literal["openvino", "onnxruntime", "tensorrt"]
+OnnxRuntime = Literal["openvino", "onnxruntime"]  # those of `Runtime` that run .onnx files
 Target = Literal["cpu", "tensorrt", "jetson-xavier-nx"]
 
 

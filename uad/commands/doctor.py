@@ -10,7 +10,11 @@ from engines.cpu import cpu_fields, cpu_flags, saturates
 from uad.options import parse
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
+
+    from engines.metadata import ModelInfo
 
 # What each package is for, and what installs it.
 PACKAGES = {
@@ -23,6 +27,7 @@ PACKAGES = {
         ("torch", "torchvision", "lightning", "torchmetrics", "pytorch-quantization"),
     ),
     "the fastest runtime on a CPU": (".[openvino]", ("openvino",)),
+    "TensorRT plans on an NVIDIA GPU": (".[tensorrt]", ("tensorrt", "pycuda", "polygraphy")),
     "pictures of what INT8 does": (".[plots]", ("matplotlib",)),
 }
 
@@ -53,12 +58,13 @@ def doctor() -> str:
 def _runtimes() -> List[Tuple[str, str]]:
     installed = engines.installed_runtimes()
     return [
-        (name, _try(name) if name in installed else f"not installed: pip install {name}") for name in engines.RUNTIMES
+        (name, _try(name) if name in installed else f"not installed: {engines.how_to_install(name)}")
+        for name in engines.RUNTIMES
     ]
 
 
 def _try(runtime: str) -> str:
-    """Whether a runtime loads and runs a tiny model."""
+    """Whether a runtime loads and runs a tiny model; TensorRT builds it first."""
     import tempfile
     from pathlib import Path
 
@@ -69,14 +75,25 @@ def _try(runtime: str) -> str:
 
     info = ModelInfo("doctor", "none", [], {}, 0.0, 0.0, {}, 8, 8, "", 1, [0.0] * 3, [1.0] * 3)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "doctor.onnx"
-        save_model(_tiny_model(), info, path)
+        path = Path(folder) / f"doctor{engines.RUNTIMES[runtime].suffix}"
         try:
+            if runtime == "tensorrt":
+                _build(info, path)
+            else:
+                save_model(_tiny_model(), info, path)
             with engines.load(path, runtime) as engine:
                 score = engine.infer(np.full((1, 8, 8, 3), 7, np.uint8)).score
         except Exception as error:  # whatever a broken installation raises is what the user needs to read
             return f"does not work ({type(error).__name__}: {str(error).splitlines()[0]})"
     return "works" if score[0] == 7.0 else f"computes wrongly ({score[0]} for 7)"
+
+
+def _build(info: "ModelInfo", path: "Path") -> None:
+    from engines.plan_file import save_plan
+    from export.tensorrt import PlanSettings, build_plan
+
+    plan, built = build_plan(_tiny_model(), info, PlanSettings("uad doctor", workspace_mb=64))
+    save_plan(plan, info, built, path)
 
 
 def _tiny_model() -> "onnx.ModelProto":

@@ -1,4 +1,4 @@
-"""`uad export`: a checkpoint or a float ONNX file to an ONNX file of the asked precision."""
+"""`uad export`: a checkpoint or an ONNX file to an ONNX file or a TensorRT plan of the asked precision."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 from engines.errors import RuntimeNotInstalled, UserError
+from engines.plan_file import SUFFIX
 from export.calibrate import PERCENTILE
 from export.errors import CalibrationError, ExportError
-from uad.commands.choices import Calibrator, Precision, Runtime, Target
+from uad.commands.choices import Calibrator, OnnxRuntime, Precision, Target
 from uad.options import about, above_zero, at_least, flag_of, parse, positional, settle
 
 if TYPE_CHECKING:
@@ -25,14 +26,17 @@ if TYPE_CHECKING:
     from uad.training.checkpoint import Quantization
 
 MAX_DROP = 0.2
+WORKSPACE_MB = 1024  # an 8 GB Jetson shares its memory between CPU and GPU
 
 
 @dataclass
 class ExportOptions:
-    """Write a trained model as an ONNX file in fp32, fp16, int8 or a mixture."""
+    """Write a trained model as an ONNX file or a TensorRT plan in fp32, fp16, int8 or a mixture."""
 
-    model: Path = field(metadata=positional("model.ckpt of a run, or an fp32 .onnx file of uad"))
-    out: Path = field(metadata=about("the .onnx file to write"))
+    model: Path = field(metadata=positional("model.ckpt of a run, or an .onnx file of uad"))
+    out: Path = field(
+        metadata=about("the .onnx file to write, or the .plan that TensorRT builds for the GPU of this machine")
+    )
     precision: Optional[Precision] = field(
         default=None,
         metadata=about(
@@ -78,7 +82,7 @@ class ExportOptions:
         default=None,
         metadata=about("for int8 and auto: folder for layers.csv, .md and .png, which name the layers that hurt"),
     )
-    runtime: Optional[Runtime] = field(
+    runtime: Optional[OnnxRuntime] = field(
         default=None,
         metadata=about("what runs the models that auto and --explain compare; the fastest installed if not given"),
     )
@@ -89,15 +93,37 @@ class ExportOptions:
             "what the file is for: cpu is the smallest, tensorrt and jetson-xavier-nx are what TensorRT takes"
         ),
     )
+    batch: Optional[int] = field(
+        default=None, metadata=about("for a plan: how many images it takes at once, always; 1 if not given")
+    )
+    max_batch: Optional[int] = field(
+        default=None, metadata=about("for a plan: how many images it takes at most, in place of --batch")
+    )
+    workspace_mb: Optional[int] = field(
+        default=None,
+        metadata=about(f"for a plan: memory that TensorRT may take for one layer, MB; {WORKSPACE_MB} if not given"),
+    )
+    timing_cache: Optional[Path] = field(
+        default=None,
+        metadata=about("for a plan: where TensorRT keeps its timings for the next build; in ~/.cache/uad if not given"),
+    )
 
     def __post_init__(self) -> None:
         """Raise ExportError or UserError for what cannot be."""
         settle(self)
         above_zero(percentile=self.percentile)
-        at_least(1, calibration_images=self.calibration_images)
+        at_least(1, calibration_images=self.calibration_images, batch=self.batch, max_batch=self.max_batch)
+        at_least(16, workspace_mb=self.workspace_mb)
         at_least(0, max_drop=self.max_drop, seed=self.seed)
-        if self.out.suffix != ".onnx":
-            raise ExportError(f"--out {self.out}: give a file that ends in .onnx")
+        if self.out.suffix not in (".onnx", SUFFIX):
+            raise ExportError(f"--out {self.out}: give a file that ends in .onnx or {SUFFIX}")
+        if self.out.suffix == SUFFIX and self.target == "cpu":
+            raise ExportError(f"--target cpu is for .onnx files: a {SUFFIX} runs on a GPU")
+        for name in ("batch", "max_batch", "workspace_mb", "timing_cache"):
+            if getattr(self, name) is not None and self.out.suffix != SUFFIX:
+                raise ExportError(f"{flag_of(name)} is for --out FILE{SUFFIX}, not {self.out}")
+        if self.batch is not None and self.max_batch is not None:
+            raise ExportError("--batch is a fixed number of images, --max-batch the most: give one of them")
         if self.out.resolve() == self.model.resolve():
             raise ExportError(f"--out {self.out} is the model itself: give another file")
         for name in ("max_drop", "validation_data"):
@@ -115,10 +141,17 @@ def export(options: ExportOptions) -> str:
     Raises:
         UserError: the model, the calibration data or the output cannot serve.
     """
+    from engines.files import make_folder
     from engines.model_file import save_model
     from engines.qdq import for_cpu, for_tensorrt
     from export.check import check_model
 
+    is_plan = options.out.suffix == SUFFIX
+    make_folder(options.out.parent)
+    if is_plan:
+        from export.tensorrt import require
+
+        require()
     if options.explain is not None:
         _prepare_to_explain(options.explain)
     source = _load(options.model)
@@ -137,8 +170,43 @@ def export(options: ExportOptions) -> str:
     problems = check_model(model, options.target)
     if problems:
         raise ExportError(f"{options.target} would refuse the result: {'; '.join(problems)}")
-    save_model(model, info, options.out)
-    return f"{options.out}: {info.precision}, {options.out.stat().st_size / 1e6:.1f} MB{result.summary}"
+    built = ""
+    if is_plan:
+        built = _build(model, info, options)
+    else:
+        save_model(model, info, options.out)
+    return f"{options.out}: {info.precision}, {options.out.stat().st_size / 1e6:.1f} MB{built}{result.summary}"
+
+
+def _build(model: "onnx.ModelProto", info: "ModelInfo", options: ExportOptions) -> str:
+    """Have TensorRT build the plan, and write it; returns what it was built with."""
+    from engines.plan_file import save_plan
+    from export.tensorrt import PlanSettings, build_plan
+    from uad.progress import phases
+
+    settings = PlanSettings(
+        _command_again(options),
+        options.workspace_mb or WORKSPACE_MB,
+        options.batch or 1,
+        options.max_batch,
+        options.timing_cache,
+    )
+    with phases("Building the plan") as watch:
+        plan, built = build_plan(model, info, settings, watch)
+    save_plan(plan, info, built, options.out)
+    said = f" by TensorRT {built.tensorrt} for {built.device}"
+    return said + (f"; {len(built.warnings)} warnings, see {options.out}.json" if built.warnings else "")
+
+
+def _command_again(options: ExportOptions) -> str:
+    """The command that builds a plan again, with the names of files and without their folders."""
+    words = ["uad", "export", options.model.name]
+    for name in ("precision", "calibrator", "batch", "max_batch", "workspace_mb"):
+        if getattr(options, name) is not None:
+            words += [flag_of(name), str(getattr(options, name))]
+    if options.calibration_data is not None:
+        words += [flag_of("calibration_data"), Path(options.calibration_data).name]
+    return " ".join([*words, "--out", options.out.name])
 
 
 @dataclass(frozen=True)
@@ -173,7 +241,7 @@ class Calibrated:
 def _load(path: Path) -> Source:
     from engines.model_file import info_of, load_model
 
-    if path.suffix == ".onnx":
+    if path.suffix in (".onnx", SUFFIX):
         model = load_model(path)
         return Source(path, model, info_of(model, path))
     try:

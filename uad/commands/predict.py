@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class PredictOptions:
     """Judge images and draw where their defects are."""
 
-    model: Path = field(metadata=positional(".ckpt or .onnx file"))
+    model: Path = field(metadata=positional(".ckpt, .onnx or .plan file"))
     images: List[Path] = field(metadata=positional("image files and folders"))
     out: Path = field(metadata=about("folder to write predictions.csv, predictions.json and overlays to"))
     class_name: Optional[str] = field(

@@ -18,7 +18,7 @@ class TestOptions:
 
     __test__ = False  # for pytest
 
-    model: Path = field(metadata=positional(".ckpt or .onnx file"))
+    model: Path = field(metadata=positional(".ckpt, .onnx or .plan file"))
     data: DataOptions
     runtime: Optional[Runtime] = field(
         default=None, metadata=about("what runs .onnx files; the fastest that is installed if not given")
@@ -26,7 +26,10 @@ class TestOptions:
     threads: Optional[int] = field(
         default=None, metadata=about("how many CPU threads run the model; as many as the runtime likes if not given")
     )
-    batch: int = field(default=1, metadata=about("how many images the model is given at once"))
+    batch: Optional[int] = field(
+        default=None,
+        metadata=about("how many images a model is given at once; 1, or what a plan was built for, if not given"),
+    )
     reference: Optional[Path] = field(default=None, metadata=about("another model, to compare the scores with"))
     scores: Optional[Path] = field(default=None, metadata=about("CSV file to write every score to"))
     json: Optional[Path] = field(default=None, metadata=about("JSON file to write the figures to"))

@@ -11,4 +11,4 @@ from uad.open import open_engine
 if __name__ == "__main__":
     path, batch, threads = sys.argv[1:]
     count = int(threads) or None
-    serve(lambda: open_engine(path, batch=int(batch), threads=count), count)
+    serve(lambda: open_engine(path, batch=int(batch) or None, threads=count), count)

@@ -1,0 +1,90 @@
+"""TensorRT plans, read and written: `engine.plan`, and `engine.plan.json` which says what it is.
+
+A plan is opaque, and runs only on the TensorRT release and the kind of GPU that built it. So what is known of it lies
+beside it: the description of the model, what built it and how, and the hash of the plan that is meant.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Tuple, Union
+
+from engines.errors import ModelFileError
+from engines.files import replacing
+from engines.metadata import ModelInfo
+
+SUFFIX = ".plan"
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanInfo:
+    """What built a plan, and how."""
+
+    tensorrt: str  # version
+    cuda: str  # version that pycuda was compiled with
+    device: str  # name of the GPU
+    compute_capability: str  # of it, such as "7.2"
+    flags: List[str]  # of the builder and the network, such as INT8 or STRONGLY_TYPED
+    float32_layers: int  # of the normalisation and the head, held in float32 by precision constraints
+    batch: Dict[str, int]  # min, opt and max of the optimisation profile; min = max is a static batch
+    workspace_mb: int  # what the builder might take for one layer, in units of 2^20 bytes
+    warnings: List[str]  # of TensorRT, each once
+    command: str  # that builds it again, from a file of that name
+    sha256: str = ""  # of the plan
+
+
+def description_path(path: Union[str, Path]) -> Path:
+    """engine.plan -> engine.plan.json."""
+    return Path(f"{path}.json")
+
+
+def read_description(path: Union[str, Path]) -> Tuple[ModelInfo, PlanInfo]:
+    """Read what is said of a plan; the plan itself must exist, but is not read.
+
+    Raises:
+        ModelFileError: the plan or its description is missing, damaged, or not of this project.
+    """
+    beside = description_path(path)
+    if not Path(path).is_file():
+        raise ModelFileError(f"{path}: no such file")
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+        model, plan = json.dumps(content["model"]), PlanInfo(**content["plan"])
+    except FileNotFoundError as error:
+        raise ModelFileError(
+            f"{path}: {beside.name}, which says what the plan is, is not beside it: copy it there, or build the plan "
+            f"again with uad export MODEL.onnx --out {Path(path).name}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{beside} cannot be read ({error}): build the plan again with uad export") from error
+    return ModelInfo.from_json(model, beside), plan
+
+
+def read_plan(path: Union[str, Path]) -> Tuple[bytes, ModelInfo, PlanInfo]:
+    """Read a plan and what is said of it.
+
+    Raises:
+        ModelFileError: as `read_description`, or the plan is not the one that is described.
+    """
+    info, plan = read_description(path)
+    content = Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != plan.sha256:
+        raise ModelFileError(
+            f"{path} is not the plan that {description_path(path).name} describes, or is damaged: copy both again, or "
+            f"build it again with {plan.command}"
+        )
+    return content, info, plan
+
+
+def save_plan(content: bytes, info: ModelInfo, plan: PlanInfo, path: Union[str, Path]) -> None:
+    """Write a plan and its description, each whole or not at all; a pair of two builds would not be loaded.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    described = dataclasses.replace(plan, sha256=hashlib.sha256(content).hexdigest())
+    description: Dict[str, Any] = {"model": dataclasses.asdict(info), "plan": dataclasses.asdict(described)}
+    with replacing(path) as temporary, replacing(description_path(path)) as beside:
+        beside.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)

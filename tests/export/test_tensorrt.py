@@ -1,0 +1,315 @@
+"""export.tensorrt: what each release of TensorRT is asked for, on a fake that knows what each has; see `fake_tensorrt`.
+
+Polygraphy itself runs. No plan that is built here runs on a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from fake_cuda import Gpu
+from fake_tensorrt import API, RELEASES, number
+from graphs import (
+    build_tiny,
+    node_of,
+    quantize,
+    random_images,
+    runtime_outputs,
+    set_constant,
+    tiny,
+    tiny_info,
+    with_readout,
+)
+
+pytest.importorskip("polygraphy", reason="polygraphy is not installed")
+
+import engines
+from engines.errors import OutputError, RuntimeNotInstalled, UserError
+from engines.metadata import ModelInfo
+from engines.plan_file import PlanInfo
+from engines.qdq import for_cpu, for_tensorrt
+from export.calibrate import calibrator
+from export.errors import ExportError
+from export.float16 import to_float16
+from export.tensorrt import PlanSettings, build_plan, default_timing_cache
+
+IMAGES = random_images(4)
+PRECISIONS = ("fp32", "fp16", "int8", "mixed")
+HINTS = {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"}
+TYPED = [release for release in RELEASES if number(release) >= (10,)]
+HINTED = [release for release in RELEASES if number(release) < (10,)]
+every_release = pytest.mark.parametrize("release", RELEASES)
+FakeGpu = Callable[..., "tuple[Any, Any]"]
+
+
+def model_of(precision: str) -> tuple[onnx.ModelProto, ModelInfo]:
+    """A model with a regional read-out, in a precision and in the form for TensorRT."""
+    model, info = with_readout(), tiny_info(precision=precision)
+    if precision == "fp16":
+        return to_float16(model), info
+    if precision in ("int8", "mixed"):
+        kept = ["/teacher/conv1/Conv"] if precision == "mixed" else []
+        quantized, described, _ = quantize(model, info, IMAGES, calibrator("minmax"), kept)
+        return for_tensorrt(quantized), dataclasses.replace(described, precision=precision)
+    return model, info
+
+
+def build(precision: str = "fp32", **settings: Any) -> tuple[bytes, PlanInfo]:
+    return build_plan(*model_of(precision), PlanSettings("uad export a.onnx --out a.plan", 64, **settings))
+
+
+# What TensorRT is asked for -------------------------------------------------------------------------------------------
+
+
+def test_the_fake_knows_what_each_release_lacks(fake_gpu: FakeGpu) -> None:
+    old, _ = fake_gpu("8.5.2")
+    assert not hasattr(old.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") and not hasattr(old, "IProgressMonitor")
+    new, _ = fake_gpu("11.1")
+    assert not hasattr(new.BuilderFlag, "INT8") and not hasattr(new.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH")
+    logger = new.Logger()
+    with pytest.raises(AttributeError, match="Builder has no 'build_engine' in TensorRT 11.1"):
+        new.Builder(logger).build_engine  # noqa: B018
+    with pytest.raises(TypeError):
+        new.Builder("logger")
+    assert "set_output_type" in API["10.3.0"]["ILayer"] and "set_output_type" not in API["11.1"]["ILayer"]
+
+
+@every_release
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("batch", [{"batch": 1}, {"batch": 3}, {"max_batch": 4}], ids=["static", "static 3", "dynamic"])
+def test_every_release_builds_every_precision(
+    release: str, precision: str, batch: dict[str, int], fake_gpu: FakeGpu
+) -> None:
+    trt, _ = fake_gpu(release)
+    _, built = build(precision, **batch)
+    (made,) = trt._builds
+    quantized, is_half = precision in ("int8", "mixed"), precision == "fp16"
+    if release in TYPED:
+        assert made.typed and not HINTS & made.flags
+    else:
+        wanted = {"INT8": quantized, "FP16": is_half, "OBEY_PRECISION_CONSTRAINTS": True}
+        assert not made.typed and HINTS & made.flags == {flag for flag, is_wanted in wanted.items() if is_wanted}
+    assert "TF32" not in made.flags  # it rounds float32 to 10 bits
+    assert made.workspace == 64 << 20
+    least, most = (1, 4) if "max_batch" in batch else (batch["batch"],) * 2
+    assert made.profiles == [{"image": ((least, 16, 16, 3), (most, 16, 16, 3), (most, 16, 16, 3))}]
+    assert made.network.get_input(0).shape[0] == (-1 if "max_batch" in batch else most)
+    assert built.batch == {"min": least, "opt": most, "max": most}
+    assert set(built.flags) == made.flags | ({"STRONGLY_TYPED"} if release in TYPED else set())
+    assert (built.tensorrt, built.device, built.compute_capability) == (trt.__version__, "Xavier", "7.2")
+    assert built.warnings == ["weights were cast from INT64 to INT32"]
+
+
+@pytest.mark.parametrize("release", HINTED)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_layer_of_normalisation_and_head_is_bound_to_float32(
+    release: str, precision: str, fake_gpu: FakeGpu
+) -> None:
+    trt, _ = fake_gpu(release)
+    _, built = build(precision)
+    layers = trt._builds[0].network._layers
+    quantizers = (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE)
+    casts = (trt.LayerType.IDENTITY, getattr(trt.LayerType, "CAST", None))
+    parts = [layer for layer in layers if layer.name.startswith(("/head/", "/normalize/"))]
+    parts = [layer for layer in parts if layer.type not in quantizers]
+    read = {tensor.name for layer in parts for tensor in layer._inputs}
+    helpers = [
+        layer
+        for layer in layers
+        if not layer.name.startswith("/") and any(tensor.name in read for tensor in layer._outputs)
+    ]
+    assert len(parts) > 30 and {layer.name[:8] for layer in helpers} >= {"(Unnamed", "head.rea"}
+    bound = 0
+    for layer in [*parts, *helpers]:
+        floats = [i for i, tensor in enumerate(layer._outputs) if tensor.dtype == trt.DataType.FLOAT]
+        assert {i for i in layer._bound if layer._bound[i] == trt.DataType.FLOAT} == set(floats), layer.name
+        assert layer.precision_is_set == (bool(floats) and layer.type not in casts), layer.name
+        bound += bool(floats)
+    assert built.float32_layers >= bound
+    free = [layer for layer in layers if layer.name.startswith(("/teacher/", "/student/")) or layer.type in quantizers]
+    assert not any(layer.precision_is_set for layer in free)
+    assert len(free) > 20
+
+
+@pytest.mark.parametrize("release", TYPED)
+def test_a_typed_network_needs_no_constraints(release: str, fake_gpu: FakeGpu) -> None:
+    trt, _ = fake_gpu(release)
+    assert build("fp16")[1].float32_layers == 0
+    assert not any(layer.precision_is_set for layer in trt._builds[0].network._layers if release != "11.1")
+
+
+@every_release
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_plan_computes_what_the_file_says(release: str, precision: str, fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    # On 8.x a layer of the head that were left free would be rounded to float16 by the fake, as TensorRT may.
+    fake_gpu(release)
+    model, info = model_of(precision)
+    names = ["score", "anomaly_map"]
+    path = build_tiny(tmp_path / "a.plan", model, info, max_batch=4)
+    with engines.load(path, batch=4) as engine:
+        found = engine.infer(IMAGES)
+    for one, other in zip((found.score, found.anomaly_map), runtime_outputs(model, IMAGES, names)):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_fake_rounds_what_is_left_free(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_gpu("8.5.2")
+    monkeypatch.setattr("export.tensorrt.hold_in_float32", lambda trt, network, model: [])
+    model, info = model_of("fp16")
+    with engines.load(build_tiny(tmp_path / "a.plan", model, info)) as engine:
+        found = engine.infer(IMAGES[:1])
+    assert (found.score != runtime_outputs(model, IMAGES[:1], ["score"])[0]).all()
+
+
+@every_release
+def test_progress_is_told_where_tensorrt_tells_it(release: str, fake_gpu: FakeGpu) -> None:
+    fake_gpu(release)
+    told: list[Any] = []
+    settings = PlanSettings("uad export", 64)
+    build_plan(*model_of("fp32"), settings, lambda phase, done, steps: told.append((phase, done, steps)))
+    expected = [("Building Engine", 0, 2), ("Building Engine", 1, 2), ("Building Engine", 2, 2)]
+    assert told == (expected if release in TYPED else [])
+
+
+def test_nothing_is_printed(fake_gpu: FakeGpu, capfd: pytest.CaptureFixture[str]) -> None:
+    fake_gpu()
+    build("int8")
+    assert capfd.readouterr() == ("", "")
+
+
+# The timing cache -----------------------------------------------------------------------------------------------------
+
+
+@every_release
+def test_timings_are_kept_for_the_next_build(release: str, fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    trt, _ = fake_gpu(release)
+    build(), build()
+    assert [made.cache for made in trt._builds] == [b"", b"timings"]
+    (kept,) = (tmp_path / "cache" / "uad").glob("*.cache")
+    assert kept.read_bytes() == b"timings" and trt.__version__ in kept.name and "Xavier" in kept.name
+
+
+def test_a_damaged_timing_cache_is_replaced(fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    trt, _ = fake_gpu()
+    cache = tmp_path / "my.cache"
+    cache.write_bytes(b"half a ca")
+    build(timing_cache=cache)
+    assert trt._builds[0].cache == b"" and cache.read_bytes() == b"timings"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_timing_cache_that_cannot_be_kept_is_told_before_the_build(fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    trt, _ = fake_gpu()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="--timing-cache"):
+        build(timing_cache=tmp_path / "file" / "my.cache")
+    assert not trt._builds
+
+
+def test_the_default_timing_cache_is_that_of_a_release_and_a_gpu(fake_gpu: FakeGpu) -> None:
+    from engines.tensorrt import Device
+
+    names = {
+        default_timing_cache(*each).name
+        for each in (("8.5", Device("A/B c", "7.2", "11")), ("8.6", Device("A/B c", "7.2", "11")))
+    }
+    assert names == {"timing-8.5-A-B-c-7.2.cache", "timing-8.6-A-B-c-7.2.cache"}
+
+
+# What TensorRT refuses ------------------------------------------------------------------------------------------------
+
+
+@every_release
+def test_an_operator_that_the_release_lacks_is_named_with_its_node(release: str, fake_gpu: FakeGpu) -> None:
+    trt, _ = fake_gpu(release)
+    model, info = model_of("fp32")
+    node_of(model, "/teacher/relu/Relu").op_type = "Mish"
+    model.opset_import[0].version = 18
+    with pytest.raises(ExportError, match=r"refuses the graph: /teacher/relu/Relu \(Mish\): No importer") as error:
+        build_plan(model, info, PlanSettings("uad export", 64))
+    assert "\n" not in str(error.value) and trt.__version__ in str(error.value)
+
+
+@every_release
+def test_a_scale_of_zero_is_named_with_its_node(release: str, fake_gpu: FakeGpu) -> None:
+    fake_gpu(release)
+    model, info = model_of("int8")
+    set_constant(model, "/normalize/Div_output_0_scale", np.array(0.0, np.float32))
+    with pytest.raises(ExportError, match=r"/normalize/Div_output_0/Q \(QuantizeLinear\): Scale coefficients must all"):
+        build_plan(model, info, PlanSettings("uad export", 64))
+
+
+@every_release
+def test_integer_weights_are_taken_from_10_on(release: str, fake_gpu: FakeGpu) -> None:
+    fake_gpu(release)
+    model, info = model_of("int8")
+    if release in TYPED:
+        build_plan(for_cpu(model), info, PlanSettings("uad export", 64))
+    else:
+        with pytest.raises(ExportError, match="invalid weights type of Int8"):
+            build_plan(for_cpu(model), info, PlanSettings("uad export", 64))
+
+
+@every_release
+def test_a_build_that_fails_says_what_tensorrt_said(release: str, fake_gpu: FakeGpu) -> None:
+    trt, _ = fake_gpu(release)
+    trt._failure = "Could not find any implementation for node {ForeignNode[/head/Mul]}"
+    with pytest.raises(ExportError, match=r"cannot build the plan: .*Could not find any implementation") as error:
+        build()
+    assert "--workspace-mb" not in str(error.value)
+
+
+@pytest.mark.parametrize("said", ["Out of memory", "OutOfMemory (no further information)", "Insufficient memory"])
+def test_out_of_memory_says_what_to_try(said: str, fake_gpu: FakeGpu) -> None:
+    trt, _ = fake_gpu()
+    trt._failure = f"Error Code 2: {said}. Requested size was 123 bytes."
+    with pytest.raises(ExportError, match=re.escape(said) + ".*Close other programs, and try --workspace-mb 16"):
+        build()
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "pycuda.driver", "polygraphy.backend.trt"])
+def test_what_is_missing_is_named(name: str, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu()
+    monkeypatch.setitem(sys.modules, name, None)
+    if name == "pycuda.driver":
+        monkeypatch.delattr(sys.modules["pycuda"], "driver")
+    shown = {"tensorrt": "TensorRT", "pycuda.driver": "pycuda", "polygraphy.backend.trt": "Polygraphy"}[name]
+    with pytest.raises(RuntimeNotInstalled, match=f"{shown} does not load"):
+        build()
+
+
+def test_a_release_that_is_too_old_is_named(fake_gpu: FakeGpu) -> None:
+    trt, _ = fake_gpu("8.5.2")
+    trt.__version__ = "8.4.1.5"
+    with pytest.raises(RuntimeNotInstalled, match="TensorRT 8.4.1.5 is too old: 8.5 or newer"):
+        build()
+
+
+def test_without_a_gpu_nothing_is_built(fake_gpu: FakeGpu) -> None:
+    gpu = Gpu()
+    gpu.count = 0
+    trt, _ = fake_gpu("8.5.2", gpu)
+    with pytest.raises(UserError, match="no NVIDIA GPU can be used here"):
+        build()
+    assert not trt._builds
+
+
+def test_the_graph_given_is_not_changed(fake_gpu: FakeGpu) -> None:
+    fake_gpu()
+    model, info = model_of("int8")
+    before = model.SerializeToString(deterministic=True)
+    build_plan(model, info, PlanSettings("uad export", 64, batch=3))
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_the_tiny_model_without_a_readout_builds_too(fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    fake_gpu()
+    assert build_tiny(tmp_path / "a.plan", tiny("inverted")).is_file()

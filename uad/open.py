@@ -2,11 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import List, Optional, Union
+from typing import List, Optional, Sequence, Union
 
 import engines
 from engines import benchmark, plan_file
-from engines.errors import RuntimeNotInstalled
+from engines.errors import RuntimeNotInstalled, UserError
 
 
 def open_engine(
@@ -43,3 +43,15 @@ def worker_command(path: Path, runtime: Optional[str], batch: Optional[int], thr
 def _runtime_of(path: Union[str, Path], runtime: Optional[str]) -> Optional[str]:
     """The runtime asked for, where the file can run in more than one."""
     return None if Path(path).suffix == plan_file.SUFFIX else runtime
+
+
+def keep_descriptions(models: Sequence[Path], outputs: Sequence[Optional[Path]]) -> None:
+    """Refuse to write figures over what says what a plan is, and without which the plan is worthless.
+
+    Raises:
+        UserError: an output is the description of one of the models.
+    """
+    described = {plan_file.description_path(model).resolve() for model in models if model.suffix == plan_file.SUFFIX}
+    for output in outputs:
+        if output is not None and output.resolve() in described:
+            raise UserError(f"{output} says what the plan is, and must stay: give another file for the figures")

@@ -41,9 +41,10 @@ def bench(options: BenchOptions) -> List[Dict[str, Any]]:
         UserError: a model cannot be loaded, or the output cannot be written.
     """
     from engines.benchmark import ROUNDS, benchmark
-    from uad.open import worker_command
+    from uad.open import keep_descriptions, worker_command
     from uad.progress import progress
 
+    keep_descriptions(options.models, [options.json])
     commands = [worker_command(path, options.runtime, options.batch, options.threads) for path in options.models]
     with progress("Measuring in turns", ROUNDS) as step:
         reports = benchmark([str(path) for path in options.models], commands, options.seconds, step)

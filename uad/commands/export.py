@@ -195,7 +195,7 @@ def _build(model: "onnx.ModelProto", info: "ModelInfo", options: ExportOptions) 
         plan, built = build_plan(model, info, settings, watch)
     save_plan(plan, info, built, options.out)
     said = f" by TensorRT {built.tensorrt} for {built.device}"
-    return said + (f"; {len(built.warnings)} warnings, see {options.out}.json" if built.warnings else "")
+    return said + (f"; what it warns of is in {options.out}.json" if built.warnings else "")
 
 
 def _command_again(options: ExportOptions) -> str:

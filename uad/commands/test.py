@@ -48,9 +48,10 @@ def test(options: TestOptions) -> Dict[str, Any]:
     """
     from uad.data.folder import check_samples, test_samples
     from uad.evaluation.evaluate import evaluate, write_scores
-    from uad.open import open_engine
+    from uad.open import keep_descriptions, open_engine
     from uad.progress import progress
 
+    keep_descriptions([options.model], [options.json, options.scores])
     root = options.data.root
     samples = test_samples(root, options.data.classes)
     if not samples:

@@ -1,0 +1,186 @@
+"""`uad export --out engine.plan`, `uad test`, `uad bench`, `uad predict` and `uad doctor` as on a device, each in a
+process of its own and without torch; TensorRT and pycuda are fakes, see `fake_site`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_tensorrt import RELEASES
+from graphs import save_tiny, with_readout
+from image_folders import make_class
+
+from engines.plan_file import read_description
+
+pytest.importorskip("polygraphy", reason="polygraphy is not installed")
+
+TESTS = Path(__file__).resolve().parents[2]
+WITHOUT_TORCH = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "lightning", "torchmetrics"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+from uad.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = tmp_path_factory.mktemp("images")
+    for name in ("bolt", "nut"):
+        make_class(images, name, train=24, good=4, defects=4, masks=False)
+    return images
+
+
+@pytest.fixture
+def uad(tmp_path: Path) -> Run:
+    """Runs `uad` on a machine with a release of TensorRT, in an empty folder."""
+
+    def run(*arguments: object, release: str = "8.5.2", gpu: str = "Xavier") -> subprocess.CompletedProcess[str]:
+        paths = [TESTS / "fake_site", TESTS, TESTS.parent]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, paths)))
+        environment.update(FAKE_TENSORRT=release, FAKE_GPU=gpu, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "fp32.onnx", with_readout())
+
+
+def scores(path: Path) -> np.ndarray:
+    with open(path, newline="") as file:
+        return np.array([float(row["score"]) for row in csv.DictReader(file)])
+
+
+@pytest.mark.parametrize("release", [RELEASES[0], RELEASES[-1]])
+def test_from_a_float_file_to_a_measured_int8_plan(
+    release: str, uad: Run, model: Path, root: Path, tmp_path: Path
+) -> None:
+    calibrate = ["--precision", "int8", "--calibrator", "entropy", "--calibration-data", root]
+    done = uad("export", model, *calibrate, "--out", "engine.plan", release=release)
+    assert done.returncode == 0, done.stderr
+    assert "engine.plan: int8, " in done.stdout and f" MB by TensorRT {release}" in done.stdout
+    assert "read-out fitted again on" in done.stdout and "what it warns of is in engine.plan.json" in done.stdout
+    info, plan = read_description(tmp_path / "engine.plan")
+    assert info.precision == "int8" and info.calibration is not None and info.calibration["calibrator"] == "entropy"
+    given = f"--precision int8 --calibrator entropy --calibration-data {root.name}"
+    assert plan.command == f"uad export fp32.onnx {given} --out engine.plan"
+    assert uad("export", model, *calibrate, "--out", "int8.onnx", release=release).returncode == 0
+    found = {}
+    for file in ("engine.plan", "int8.onnx"):
+        flags = ["--data.root", root, "--scores", f"{file}.csv", "--json", f"{file}.figures"]
+        done = uad("test", file, *flags, "--runtime", "onnxruntime", release=release)
+        assert done.returncode == 0, done.stderr
+        found[file] = json.loads((tmp_path / f"{file}.figures").read_text())
+    assert [found[file]["runtime"] for file in found] == ["tensorrt", "onnxruntime"]
+    plan_scores, file_scores = (scores(tmp_path / f"{file}.csv") for file in found)
+    np.testing.assert_allclose(plan_scores, file_scores, rtol=0.05)  # ONNX Runtime rounds once more: engines.unsigned
+
+
+def test_test_agrees_with_the_file_that_the_plan_was_built_from(
+    uad: Run, model: Path, root: Path, tmp_path: Path
+) -> None:
+    assert uad("export", model, "--out", "engine.plan").returncode == 0
+    reference = ["--reference", model, "--runtime", "onnxruntime"]
+    done = uad("test", "engine.plan", *reference, "--data.root", root, "--json", "t.json", "--scores", "plan.csv")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "t.json").read_text())
+    assert report["runtime"] == "tensorrt" and report["precision"] == "fp32"
+    assert report["agreement"]["spearman"] == pytest.approx(1.0) and report["agreement"]["flipped"] == 0.0
+    assert len(set(scores(tmp_path / "plan.csv"))) > 8
+
+
+def test_a_small_int8_file_becomes_a_plan(uad: Run, model: Path, root: Path, tmp_path: Path) -> None:
+    calibrate = ["--precision", "int8", "--calibration-data", root, "--target", "cpu"]
+    assert uad("export", model, *calibrate, "--out", "small.onnx").returncode == 0
+    done = uad("export", "small.onnx", "--max-batch", 4, "--out", "engine.plan")
+    assert done.returncode == 0, done.stderr
+    info, plan = read_description(tmp_path / "engine.plan")
+    assert info.precision == "int8" and "INT8" in plan.flags and plan.batch["max"] == 4
+    assert plan.command == "uad export small.onnx --max-batch 4 --out engine.plan"
+
+
+def test_bench_tells_copies_apart_from_computing(uad: Run, model: Path, tmp_path: Path) -> None:
+    assert uad("export", model, "--batch", 2, "--out", "engine.plan").returncode == 0
+    done = uad(
+        "bench", "engine.plan", model, "--batch", 2, "--seconds", 0.1, "--json", "b.json", "--runtime", "onnxruntime"
+    )
+    assert done.returncode == 0, done.stderr
+    plan, file = json.loads((tmp_path / "b.json").read_text())
+    assert (plan["runtime"], plan["batch"]) == ("tensorrt", 2) and file["runtime"] == "onnxruntime"
+    assert {name: part["p50"] for name, part in plan["parts_ms"].items()} == {"copy_in": 1, "compute": 1, "copy_out": 2}
+    assert plan["device_mem_mb"] > 3 and file["device_mem_mb"] is None and file["parts_ms"] is None
+    header = done.stdout.splitlines()[0]
+    assert "compute ms" in header and "GPU MB" in header
+
+
+def test_predict_judges_by_a_plan(uad: Run, model: Path, root: Path, tmp_path: Path) -> None:
+    assert uad("export", model, "--batch", 2, "--out", "engine.plan").returncode == 0
+    done = uad("predict", "engine.plan", root / "nut" / "test", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert "8 images" in done.stdout and (tmp_path / "out" / "predictions.csv").is_file()
+
+
+@pytest.mark.parametrize("release", [RELEASES[0], RELEASES[-1]])
+def test_doctor_builds_and_runs_a_plan(release: str, uad: Run) -> None:
+    assert "tensorrt: works" in uad("doctor", release=release).stdout
+
+
+def test_mistakes_are_one_line(uad: Run, model: Path, root: Path, tmp_path: Path) -> None:
+    def error(*arguments: object, **machine: str) -> str:
+        done = uad(*arguments, **machine)
+        assert done.returncode == 2, done.stderr
+        *before, last = done.stderr.splitlines()
+        assert all(line.startswith("Measuring in turns") for line in before)
+        return last
+
+    assert uad("export", model, "--out", "engine.plan").returncode == 0
+    (tmp_path / "text.onnx").write_text("no graph")
+    (tmp_path / "foreign.onnx").write_bytes(with_readout().SerializeToString())
+    assert "is not an ONNX file" in error("export", "text.onnx", "--out", "x.plan")
+    assert "is not a model of uad" in error("export", "foreign.onnx", "--out", "x.plan")
+    assert "engine.plan is a TensorRT plan: give the .onnx file" in error("export", "engine.plan", "--out", "x.plan")
+    assert "engine.plan is a TensorRT plan: give the .onnx file" in error("check", "engine.plan")
+    assert "tensorrt runs .plan files" in error("predict", model, root, "--out", "out", "--runtime", "tensorrt")
+    assert "cannot write to the folder" in error("export", model, "--out", model / "x.plan")
+    assert "--target cpu is for .onnx files" in error("export", model, "--target", "cpu", "--out", "x.plan")
+    assert "give one of them" in error("export", model, "--batch", 1, "--max-batch", 2, "--out", "x.plan")
+    assert "--max-batch 0: give at least 1" in error("export", model, "--max-batch", 0, "--out", "x.plan")
+    for flag in ("--batch", "--max-batch", "--workspace-mb", "--timing-cache"):
+        assert f"{flag} is for --out FILE.plan" in error("export", model, flag, 64, "--out", "x.onnx")
+    other = error("predict", "engine.plan", root, "--out", "out", gpu="Orin")
+    assert "here is TensorRT 8.5.2.2 on Orin (7.2): build it here with uad export fp32.onnx --out engine.plan" in other
+    assert "takes 1 images at once, not 2: give --batch 1" in error(
+        "test", "engine.plan", "--data.root", root, "--batch", 2
+    )
+    assert "takes 1 images at once, not 2" in error("bench", "engine.plan", "--batch", 2)
+    for command in (["test", "engine.plan", "--data.root", root], ["bench", "engine.plan"]):
+        assert "says what the plan is, and must stay" in error(*command, "--json", "engine.plan.json")
+    (tmp_path / "engine.plan.json").unlink()
+    assert "engine.plan.json, which says what the plan is, is not beside it" in error("bench", "engine.plan")
+    assert not list(tmp_path.glob("x.*")) and not list(tmp_path.glob(".*"))
+
+
+def test_without_tensorrt_export_says_so_before_it_calibrates(
+    error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path
+) -> None:
+    command = ["export", model, "--precision", "int8", "--calibration-data", root, "--out", tmp_path / "x.plan"]
+    assert "TensorRT does not load" in error_of(*command)

@@ -25,7 +25,7 @@ import onnx
 
 from engines.errors import RuntimeNotInstalled
 from engines.files import make_folder, replacing
-from engines.graph import HEAD, NORMALIZE, in_backbone
+from engines.graph import in_backbone
 from engines.metadata import ModelInfo
 from engines.plan_file import PlanInfo
 from engines.tensorrt import INPUT, Device, device_here, import_tensorrt
@@ -130,6 +130,7 @@ def hold_in_float32(trt: Any, network: Any, model: onnx.ModelProto) -> List[str]
     name of its initializer, and what the parser adds to bring shapes together has no name of ours: those belong to
     the head if it reads them. Q and DQ stay free, to be fused. A cast is bound by its output alone.
     """
+    ours = {node.name for node in model.graph.node if not in_backbone(node)}
     backbone = {node.name for node in model.graph.node if in_backbone(node)}
     quantizers = _types(trt, "QUANTIZE", "DEQUANTIZE")
     casts = _types(trt, "IDENTITY", "CAST")
@@ -137,10 +138,8 @@ def hold_in_float32(trt: Any, network: Any, model: onnx.ModelProto) -> List[str]
     held: List[str] = []
     for layer in reversed([network.get_layer(index) for index in range(network.num_layers)]):
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-        is_named = bool(backbone & {layer.name, re.sub(r"_\d+$", "", layer.name)})
-        is_ours = layer.name.startswith((HEAD, NORMALIZE)) or (
-            not is_named and any(tensor.name in read for tensor in outputs)
-        )
+        names = {layer.name, re.sub(r"_\d+$", "", layer.name)}
+        is_ours = bool(names & ours) or (not names & backbone and any(tensor.name in read for tensor in outputs))
         if not is_ours or layer.type in quantizers:
             continue
         inputs = [layer.get_input(index) for index in range(layer.num_inputs)]

@@ -1,7 +1,7 @@
 """TensorRT on an NVIDIA GPU, by pycuda: a plan, on the machine that built it.
 
 Tensors are bound by name, which TensorRT has since 8.5 and still has. Not yet run on hardware: the tests run this file
-on doubles of TensorRT and pycuda that know what each release has.
+on stand-ins for TensorRT and pycuda that know what each release has.
 """
 
 import contextlib
@@ -134,7 +134,9 @@ class TensorRtEngine(Engine):
         if types != {name: kinds[dtype] for name, dtype in TENSORS.items()}:
             raise ModelFileError(f"{path} is not a plan of uad: its inputs and outputs are {', '.join(names)}")
         if -1 in tuple(self._engine.get_tensor_shape(INPUT)):
-            self._execution.set_input_shape(INPUT, (self.batch, *self.info.size, 3))
+            shape = (self.batch, *self.info.size, 3)
+            if not self._execution.set_input_shape(INPUT, shape):
+                raise ModelFileError(f"{path} does not take images {shape}: build it again with {built.command}")
         self._stream = self._cuda.Stream()
         self._marks = [self._cuda.Event() for _ in range(len(PARTS) + 1)]
         self._host: Dict[str, np.ndarray] = {}
@@ -147,20 +149,26 @@ class TensorRtEngine(Engine):
         self.device_mem_mb = (getattr(self._engine, size_of) + buffers) / 1e6
 
     def run(self, images: np.ndarray) -> Prediction:
-        with self._current():
-            np.copyto(self._host[INPUT], images)
-            self._mark(0)
-            self._cuda.memcpy_htod_async(self._buffers[INPUT], self._host[INPUT], self._stream)
-            self._mark(1)
-            if not self._execution.execute_async_v3(self._stream.handle):
-                raise UserError(f"TensorRT cannot run the plan ({self._logger.last})")
-            self._mark(2)
-            for name in TENSORS:
-                if name != INPUT:
-                    self._cuda.memcpy_dtoh_async(self._host[name], self._buffers[name], self._stream)
-            self._mark(3)
-            self._stream.synchronize()
+        try:
+            with self._current():
+                self._run(images)
+        except self._cuda.Error as error:
+            raise UserError(f"the GPU failed while it ran the plan ({error})") from error
         return Prediction(self._host["score"].copy(), self._host["anomaly_map"].copy())
+
+    def _run(self, images: np.ndarray) -> None:
+        np.copyto(self._host[INPUT], images)
+        self._mark(0)
+        self._cuda.memcpy_htod_async(self._buffers[INPUT], self._host[INPUT], self._stream)
+        self._mark(1)
+        if not self._execution.execute_async_v3(self._stream.handle):
+            raise UserError(f"TensorRT cannot run the plan ({self._logger.last})")
+        self._mark(2)
+        for name in TENSORS:
+            if name != INPUT:
+                self._cuda.memcpy_dtoh_async(self._host[name], self._buffers[name], self._stream)
+        self._mark(3)
+        self._stream.synchronize()
 
     def parts_ms(self) -> Dict[str, float]:
         with self._current():

@@ -9,8 +9,8 @@ What is ours: that the normalisation and the distance head compute in float32, a
   head's sums overflow without a NaN, and the scores are worthless. So each of its layers, and each of their outputs, is
   bound to float32, and the builder must obey.
 
-Not yet run on hardware: the tests run this file, and Polygraphy, on a double of TensorRT that knows what each release
-has.
+Not yet run on hardware: the tests run this file, and Polygraphy, on a stand-in for TensorRT that knows what each
+release has.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import onnx
 
-from engines.errors import RuntimeNotInstalled
+from engines.errors import OutputError, RuntimeNotInstalled
 from engines.files import make_folder, replacing
 from engines.graph import in_backbone
 from engines.metadata import ModelInfo
@@ -44,6 +44,11 @@ class PlanSettings:
     batch: int = 1  # images in one run of a static plan
     max_batch: Optional[int] = None  # of a dynamic plan, which takes 1 to so many; None: static
     timing_cache: Optional[Path] = None  # how long kernels took, for the next build; None: `default_timing_cache`
+
+    @property
+    def batches(self) -> Tuple[int, int]:
+        """The least number of images in one run, and the most, for which the plan is tuned."""
+        return (self.batch, self.batch) if self.max_batch is None else (1, self.max_batch)
 
 
 def require() -> None:
@@ -85,23 +90,26 @@ def build_plan(
     from polygraphy.backend.trt import create_network, engine_bytes_from_network
     from polygraphy.exception import PolygraphyException
 
-    typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    least, best = (settings.batch,) * 2 if settings.max_batch is None else (1, settings.max_batch)
+    typed = _has_types(trt)
+    least, best = settings.batches
     cache = settings.timing_cache or default_timing_cache(trt.__version__, device)
     make_folder(cache.parent, flag="--timing-cache")
+    monitor = _monitor(trt, watch) if hasattr(trt, "IProgressMonitor") else None
     with _messages() as said:
         try:
             builder, network = create_network(strongly_typed=typed)
-            _parse(trt, network, model if settings.max_batch else _static(model, settings.batch), said)
+            # The parser holds the weights, so it lives until the plan is built; and so does the monitor.
+            parser = _parse(trt, network, model if settings.max_batch else _static(model, settings.batch), said)
             held = [] if typed else hold_in_float32(trt, network, model)
-            config = _configuration(trt, builder, network, info, typed, (least, best), settings, cache, watch)
-            plan = bytes(engine_bytes_from_network((builder, network), config))
+            config = _configuration(trt, builder, network, info, settings, cache, monitor)
+            plan = bytes(engine_bytes_from_network((builder, network, parser), config))
         except PolygraphyException as error:
             raise ExportError(_failure(error, said, settings)) from error
-    timings = config.get_timing_cache()
-    if timings is not None:
-        with replacing(cache) as temporary:
-            temporary.write_bytes(bytes(timings.serialize()))
+    warnings = {text for level, text in said if level == logging.WARNING}
+    try:
+        _keep_timings(config, cache)
+    except OutputError as error:
+        warnings.add(str(error))  # the plan is worth more
     flags = [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)]
     return plan, PlanInfo(
         tensorrt=trt.__version__,
@@ -112,7 +120,7 @@ def build_plan(
         float32_layers=len(held),
         batch={"min": least, "opt": best, "max": best},
         workspace_mb=settings.workspace_mb,
-        warnings=sorted({text for level, text in said if level == logging.WARNING}),
+        warnings=sorted(warnings),
         command=settings.command,
     )
 
@@ -159,6 +167,11 @@ def _types(trt: Any, *names: str) -> List[Any]:
     return [getattr(trt.LayerType, name) for name in names if hasattr(trt.LayerType, name)]
 
 
+def _has_types(trt: Any) -> bool:
+    """Whether the release has strongly typed networks."""
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
 def _static(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     """A copy that takes so many images at once and no other number."""
     fixed = onnx.ModelProto()
@@ -169,8 +182,8 @@ def _static(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     return fixed
 
 
-def _parse(trt: Any, network: Any, model: onnx.ModelProto, said: "List[Tuple[int, str]]") -> None:
-    """Read a graph into a network.
+def _parse(trt: Any, network: Any, model: onnx.ModelProto, said: "List[Tuple[int, str]]") -> Any:
+    """Read a graph into a network; returns the parser.
 
     Raises:
         ExportError: the parser refuses it, with the node's name.
@@ -179,7 +192,7 @@ def _parse(trt: Any, network: Any, model: onnx.ModelProto, said: "List[Tuple[int
 
     parser = trt.OnnxParser(network, get_trt_logger())
     if parser.parse(model.SerializeToString()):
-        return
+        return parser
     problems = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -194,11 +207,9 @@ def _configuration(
     builder: Any,
     network: Any,
     info: ModelInfo,
-    typed: bool,
-    batch: Tuple[int, int],
     settings: PlanSettings,
     cache: Path,
-    watch: Watch,
+    monitor: Any,
 ) -> Any:
     from polygraphy.backend.trt import Profile, create_config
 
@@ -206,10 +217,10 @@ def _configuration(
         return (count, *info.size, 3)
 
     precision: Dict[str, Any] = {}
-    if not typed:
+    if not _has_types(trt):
         quantized = info.precision in ("int8", "mixed")
         precision = dict(int8=quantized, fp16=info.precision == "fp16", precision_constraints="obey")
-    least, best = batch
+    least, best = settings.batches
     return create_config(
         builder,
         network,
@@ -217,9 +228,16 @@ def _configuration(
         memory_pool_limits={trt.MemoryPoolType.WORKSPACE: settings.workspace_mb << 20},
         profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,
         load_timing_cache=str(cache) if cache.is_file() else None,
-        progress_monitor=_monitor(trt, watch) if hasattr(trt, "IProgressMonitor") else None,
+        progress_monitor=monitor,
         **precision,
     )
+
+
+def _keep_timings(config: Any, cache: Path) -> None:
+    timings = config.get_timing_cache()
+    if timings is not None:
+        with replacing(cache) as temporary:
+            temporary.write_bytes(bytes(timings.serialize()))
 
 
 def _monitor(trt: Any, watch: Watch) -> Any:

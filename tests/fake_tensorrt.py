@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import json
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +301,7 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
 
         def _read(self, model: onnx.ModelProto) -> None:
             network = self._network
-            network._model = model
+            network._model, network._parser = model, weakref.ref(self)
             values = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
             shapes = {}
             inferred = shape_inference.infer_shapes(model).graph
@@ -456,12 +457,12 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
 
         @property
         def progress_monitor(self) -> Any:
-            return self._monitor
+            return self._monitor and self._monitor()
 
         @progress_monitor.setter
         def progress_monitor(self, monitor: Any) -> None:
             need(monitor, IProgressMonitor, "progress_monitor")
-            self._monitor = monitor
+            self._monitor = weakref.ref(monitor)
 
         @property
         def profiling_verbosity(self) -> Any:
@@ -518,6 +519,9 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
                 monitor=config._monitor,
             )
             trt._builds.append(build)
+            assert network._parser(), "the parser, which holds the weights, is gone"
+            build.monitor = build.monitor and build.monitor()
+            assert build.monitor or config._monitor is None, "the progress monitor is gone"
             problem = trt._failure or self._problem(network, build)
             if problem:
                 self._logger.log(Severity["ERROR"], problem)

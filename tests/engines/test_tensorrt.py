@@ -205,6 +205,19 @@ def test_a_run_that_fails_is_one_line(fake_gpu: FakeGpu, tmp_path: Path, monkeyp
             engine.run(random_images(1))
 
 
+def test_a_gpu_that_fails_is_one_line(fake_gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, gpu = fake_gpu()
+
+    def fail(address: int) -> None:
+        raise LogicError("an illegal memory access was encountered")
+
+    with engines.load(build_tiny(tmp_path / "a.plan")) as engine:
+        monkeypatch.setattr(gpu, "memory", fail)
+        with pytest.raises(UserError, match="the GPU failed while it ran the plan .*illegal memory access"):
+            engine.run(random_images(1))
+        assert not gpu.contexts
+
+
 def test_a_gpu_that_cannot_be_used_is_one_line(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     _, gpu = fake_gpu()
 

@@ -216,6 +216,19 @@ def test_a_timing_cache_that_cannot_be_kept_is_told_before_the_build(fake_gpu: F
     assert not trt._builds
 
 
+def test_a_timing_cache_that_fails_in_the_end_does_not_cost_the_plan(
+    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gpu()
+
+    def fail(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    plan, built = build()
+    assert plan and any("No space left on device" in warning for warning in built.warnings)
+
+
 def test_the_default_timing_cache_is_that_of_a_release_and_a_gpu(fake_gpu: FakeGpu) -> None:
     from engines.tensorrt import Device
 

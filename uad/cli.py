@@ -12,7 +12,7 @@ from engines.errors import UserError
 # name -> what it does, in a line. `uad.commands.NAME.main(arguments)` does it and prints what was found.
 COMMANDS: Dict[str, str] = {
     "fit": "train one model on good images of all the parts",
-    "export": "write a trained model as an ONNX file in fp32, fp16, int8 or a mixture",
+    "export": "write a trained model as an ONNX file or a TensorRT plan in fp32, fp16, int8 or a mixture",
     "check": "say what a target would refuse in an ONNX file",
     "test": "measure how right a model is on test images",
     "bench": "measure how fast and how big models are, in turns",

@@ -163,6 +163,8 @@ def export(options: ExportOptions) -> str:
         result = _half(source, options)
     elif options.precision in ("int8", "auto"):
         result = _post_training(source, options)
+    elif options.precision is None and options.calibration_data is not None:
+        raise ExportError("--calibration-data is for --precision int8, auto or fp16: give one of them")
     else:
         result = Result(source.model, source.info)
     info = dataclasses.replace(result.info, versions={**result.info.versions, **_versions()})
@@ -201,11 +203,13 @@ def _build(model: "onnx.ModelProto", info: "ModelInfo", options: ExportOptions) 
 def _command_again(options: ExportOptions) -> str:
     """The command that builds a plan again, with the names of files and without their folders."""
     words = ["uad", "export", options.model.name]
-    for name in ("precision", "calibrator", "batch", "max_batch", "workspace_mb"):
-        if getattr(options, name) is not None:
-            words += [flag_of(name), str(getattr(options, name))]
-    if options.calibration_data is not None:
-        words += [flag_of("calibration_data"), Path(options.calibration_data).name]
+    for each in dataclasses.fields(options):
+        value = getattr(options, each.name)
+        if each.name in ("model", "out", "explain", "timing_cache") or value == each.default:
+            continue
+        if each.name in ("calibration_data", "validation_data"):
+            value = Path(value).name
+        words += [flag_of(each.name), f"[{','.join(value)}]" if isinstance(value, list) else str(value)]
     return " ".join([*words, "--out", options.out.name])
 
 

@@ -198,6 +198,8 @@ def test_an_int8_file_is_turned_into_that_of_another_target(
         assert cli.main(["export", source, "--target", target, "--out", str(again)]) == 0
         assert read_info(again) == read_info(expected)
         assert constants(load_model(again)).keys() == constants(load_model(expected)).keys()
+    message = error_of("export", model, "--calibration-data", root, "--out", again)
+    assert "--calibration-data is for --precision int8, auto or fp16" in message
     message = error_of("export", small, "--calibration-data", root, "--out", again)
     assert "is int8 already: leave out --calibration-data" in message
 

@@ -75,13 +75,14 @@ def test_from_a_float_file_to_a_measured_int8_plan(
     release: str, uad: Run, model: Path, root: Path, tmp_path: Path
 ) -> None:
     calibrate = ["--precision", "int8", "--calibrator", "entropy", "--calibration-data", root]
+    calibrate += ["--calibration-classes", "[bolt,nut]"]
     done = uad("export", model, *calibrate, "--out", "engine.plan", release=release)
     assert done.returncode == 0, done.stderr
     assert "engine.plan: int8, " in done.stdout and f" MB by TensorRT {release}" in done.stdout
     assert "read-out fitted again on" in done.stdout and "what it warns of is in engine.plan.json" in done.stdout
     info, plan = read_description(tmp_path / "engine.plan")
     assert info.precision == "int8" and info.calibration is not None and info.calibration["calibrator"] == "entropy"
-    given = f"--precision int8 --calibrator entropy --calibration-data {root.name}"
+    given = f"--precision int8 --calibrator entropy --calibration-data {root.name} --calibration-classes [bolt,nut]"
     assert plan.command == f"uad export fp32.onnx {given} --out engine.plan"
     assert uad("export", model, *calibrate, "--out", "int8.onnx", release=release).returncode == 0
     found = {}

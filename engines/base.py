@@ -3,10 +3,11 @@
 import abc
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Dict, Optional, Type
+from typing import Dict, Optional, Sequence, Type
 
 import numpy as np
 
+from engines.errors import ModelFileError
 from engines.metadata import ModelInfo
 
 
@@ -24,6 +25,7 @@ class Engine(abc.ABC):
     Attributes:
         runtime: name in `engines.RUNTIMES`.
         arithmetic: what the runtime was told to compute in where the graph says float: "f32", "bf16" or "f16".
+        path: the model file, for errors.
         info: what the model file says of itself.
         batch: images in one call of `run`.
         device_mem_mb: GPU memory for activations, work space and buffers, in units of 10^6 bytes; the weights, about as
@@ -32,6 +34,7 @@ class Engine(abc.ABC):
 
     runtime: str
     arithmetic: str
+    path: str = "the model"
     info: ModelInfo
     batch: int
     device_mem_mb: Optional[float] = None
@@ -48,13 +51,15 @@ class Engine(abc.ABC):
         """How long the parts of the last `run` took by the device's clock, ms; empty where a runtime has no parts."""
         return {}
 
-    def infer(self, images: np.ndarray) -> Prediction:
+    def infer(self, images: np.ndarray, names: Optional[Sequence[str]] = None) -> Prediction:
         """Judge any number of images, in batches of the engine's size; the last batch is filled up with zeros.
 
         Args:
             images: (N, height, width, 3) uint8, RGB, N >= 1, already of the model's input size.
+            names: of the images, for errors.
 
         Raises:
+            ModelFileError: the model gives values that are not finite, or a map of another size than it says.
             ValueError: another shape or dtype.
         """
         expected = (self.info.height, self.info.width, 3)
@@ -69,11 +74,21 @@ class Engine(abc.ABC):
             prediction = self.run(np.ascontiguousarray(part))
             kept = self.batch - missing
             parts.append(Prediction(prediction.score[:kept], prediction.anomaly_map[:kept]))
-        if len(parts) == 1:
-            return parts[0]
-        return Prediction(
-            np.concatenate([part.score for part in parts]), np.concatenate([part.anomaly_map for part in parts])
-        )
+        score, anomaly_map = ([getattr(part, name) for part in parts] for name in ("score", "anomaly_map"))
+        prediction = parts[0] if len(parts) == 1 else Prediction(np.concatenate(score), np.concatenate(anomaly_map))
+        self._check(prediction, names)
+        return prediction
+
+    def _check(self, prediction: Prediction, names: Optional[Sequence[str]]) -> None:
+        height, width = (side // self.info.map_stride for side in self.info.size)
+        if prediction.anomaly_map.shape[1:] != (height, width):
+            found = prediction.anomaly_map.shape[1:]
+            raise ModelFileError(f"{self.path} gives a map of {found}, by its description {(height, width)}")
+        finite = np.isfinite(prediction.score) & np.isfinite(prediction.anomaly_map).all(axis=(1, 2))
+        if not finite.all():
+            first = int(np.argmin(finite))
+            image = names[first] if names else f"image {first}"
+            raise ModelFileError(f"{self.path} gives {image} a score that is not finite: train or export it again")
 
     def __enter__(self) -> "Engine":
         return self

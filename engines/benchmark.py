@@ -20,7 +20,7 @@ from typing import IO, Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 
 import engines
-from engines.errors import UserError
+from engines.errors import UserError, doubts_as_lines
 
 ROUNDS = 5  # turns of each model
 MINIMUM_RUNS = 200  # of each model, over all turns
@@ -223,7 +223,8 @@ def main(arguments: Sequence[str]) -> None:
     """Serve one model; see the module."""
     path, runtime, batch, threads = arguments
     count = int(threads) or None
-    serve(lambda: engines.load(path, runtime or None, batch=int(batch) or None, threads=count), count)
+    with doubts_as_lines():
+        serve(lambda: engines.load(path, runtime or None, batch=int(batch) or None, threads=count), count)
 
 
 if __name__ == "__main__":

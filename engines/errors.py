@@ -1,4 +1,4 @@
-"""Errors that reach a user as one line and exit code 2.
+"""Errors that reach a user as one line and exit code 2, and warnings that reach one as a line.
 
 UserError                   whatever the user can put right; the other packages derive from it too
 ├── ImageFileError          a file is not an image that can be read
@@ -6,6 +6,31 @@ UserError                   whatever the user can put right; the other packages 
 ├── RuntimeNotInstalled     a runtime was asked for that is not installed here
 └── OutputError             an output cannot be written
 """
+
+import contextlib
+import sys
+import warnings
+from typing import Any, Iterator
+
+
+class Doubt(UserWarning):
+    """What a user should know of a result that is given all the same, in one line."""
+
+
+@contextlib.contextmanager
+def doubts_as_lines() -> Iterator[None]:
+    """Print each `Doubt` as a line on stderr, without the place in the code; other warnings as ever."""
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+
+        def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
+            if issubclass(category, Doubt):
+                print(f"uad: warning: {message}", file=sys.stderr)
+            else:
+                before(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 class UserError(Exception):

@@ -2,12 +2,26 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 from engines.errors import ModelFileError
 
+PRECISIONS = ("fp32", "fp16", "int8", "mixed")
+SIMULATED = " simulated"  # behind the precision of a checkpoint that was trained under fake quantization
 FORMAT = 3  # 1 did not say how the backbone wants pixels normalised, 2 not how the good images were split
+
+
+def is_defect(score: float, threshold: float) -> bool:
+    """The one rule by which an image is called defective: its score lies strictly above its threshold.
+
+    Raises:
+        ValueError: one of the two is not finite. A comparison with it would call the image good.
+    """
+    if not (math.isfinite(score) and math.isfinite(threshold)):
+        raise ValueError(f"a score of {score} at a threshold of {threshold} decides nothing")
+    return score > threshold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +51,7 @@ class ModelInfo:
     # Output of a convolution before a residual Add -> its INT8 scale. The graph leaves these tensors in float, because
     # TensorRT and OpenVINO fuse the Add; ONNX Runtime cannot and quantizes them (engines/unsigned.py).
     residual_scales: Dict[str, float] = dataclasses.field(default_factory=dict)
+    weight_bits: int = 8  # of an INT8 graph: 7 leaves room in the 16-bit sums of x86 without VNNI (engines/cpu.py)
     checkpoint_sha256: str = ""
     versions: Dict[str, str] = dataclasses.field(default_factory=dict)  # package -> version that wrote the file
     format: int = FORMAT
@@ -71,10 +86,42 @@ class ModelInfo:
                 raise ModelFileError(f"{path} has format {found}, this program reads {FORMAT}: {mend}")
             known = {field.name for field in dataclasses.fields(cls)}
             info = cls(**{key: value for key, value in values.items() if key in known})
-            if not (isinstance(info.height, int) and isinstance(info.width, int) and isinstance(info.classes, list)):
-                raise TypeError("height and width must be numbers, classes a list")
-            if not all(isinstance(value, (int, float)) for value in [info.threshold, *info.thresholds.values()]):
-                raise TypeError("thresholds must be numbers")
+            _check(info)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelFileError(f"{path}: its description cannot be read ({error}): export it again") from error
         return info
+
+
+def _check(info: ModelInfo) -> None:
+    """Raise ValueError for a field that cannot be."""
+    for name in ("model", "backbone", "resize", "precision", "checkpoint_sha256"):
+        _require(isinstance(getattr(info, name), str), f"{name} must be text")
+    known = info.precision in PRECISIONS or info.precision.endswith(SIMULATED)
+    _require(known, f"the precision is {info.precision}")
+    names = info.classes
+    _require(isinstance(names, list) and all(isinstance(name, str) and name for name in names), "classes must be names")
+    _require(len(set(names)) == len(names), "a class comes twice")
+    _require(
+        isinstance(info.thresholds, dict) and set(info.thresholds) == set(names), "thresholds must be of the classes"
+    )
+    for name, value in {**info.thresholds, "an unknown class": info.threshold}.items():
+        _require(_is_finite(value), f"the threshold of {name} is {value}")
+    _require(_is_finite(info.false_positive_rate) and 0 <= info.false_positive_rate < 1, "false_positive_rate")
+    for name in ("height", "width", "map_stride"):
+        value = getattr(info, name)
+        _require(isinstance(value, int) and not isinstance(value, bool) and value > 0, f"{name} is {value}")
+    for values in (info.mean, info.std):
+        _require(len(values) == 3 and all(_is_finite(value) for value in values), "mean and std are of three colours")
+    _require(all(value > 0 for value in info.std), "std must be above 0")
+    _require(info.weight_bits in (7, 8), f"weight_bits is {info.weight_bits}")
+    for name, value in info.residual_scales.items():
+        _require(_is_finite(value) and value > 0, f"the scale of {name} is {value}")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)

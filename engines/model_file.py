@@ -4,7 +4,9 @@ Imports onnx where it is used, so that `engines` starts without it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Optional, Tuple, Union
+
+import numpy as np
 
 from engines import plan_file
 from engines.errors import ModelFileError
@@ -51,20 +53,60 @@ def info_of(model: "onnx.ModelProto", path: Union[str, Path]) -> ModelInfo:
     """The description inside a loaded model; `path` is named in errors.
 
     Raises:
-        ModelFileError: it is not a model of this project.
+        ModelFileError: it is not a model of this project, holds values that are not finite, or is not what it says.
     """
     for entry in model.metadata_props:
         if entry.key == KEY:
-            return ModelInfo.from_json(entry.value, path)
+            info = ModelInfo.from_json(entry.value, path)
+            _check_agreement(model, info, path)
+            return info
     raise ModelFileError(f"{path} is not a model of uad (no '{KEY}' in its metadata): make one with uad export")
 
 
 def save_model(model: "onnx.ModelProto", info: ModelInfo, path: Union[str, Path]) -> None:
-    """Check the graph, put the description into it, and write it whole or not at all."""
+    """Check the graph, put the description into it, and write it whole or not at all.
+
+    Raises:
+        ModelFileError: the graph holds values that are not finite, or is not what the description says.
+        OutputError: the file cannot be written.
+    """
     import onnx
 
+    _check_agreement(model, info, path)
     del model.metadata_props[:]
     model.metadata_props.add(key=KEY, value=info.to_json())
     onnx.checker.check_model(model)
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
+
+
+def _check_agreement(model: "onnx.ModelProto", info: ModelInfo, path: Union[str, Path]) -> None:
+    """Hold a graph to its description.
+
+    Raises:
+        ModelFileError: they differ, or a constant is not finite: an image would be judged good by default.
+    """
+    from engines.graph import constants
+
+    values = constants(model)
+    for name, value in values.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ModelFileError(f"{path}: {name} holds values that are not finite: train or export the model again")
+    quantizers = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    if bool(quantizers) != (info.precision in ("int8", "mixed")):
+        has = "has" if quantizers else "has no"
+        raise ModelFileError(f"{path} says that it is {info.precision}, but {has} Q/DQ nodes: export it again")
+    for node in quantizers:
+        if node.input[1] in values and not (values[node.input[1]] > 0).all():
+            raise ModelFileError(f"{path}: {node.name} has a scale that is not above 0: export it again")
+    shapes = {value.name: _sides(value) for value in (*model.graph.input, *model.graph.output)}
+    expected = {"image": (*info.size, 3), "anomaly_map": tuple(side // info.map_stride for side in info.size)}
+    for name, sides in expected.items():
+        found = shapes.get(name, ())[1:]
+        if name in shapes and any(side not in (None, wanted) for side, wanted in zip(found, sides)):
+            raise ModelFileError(f"{path}: {name} is {found} in the graph, {sides} by its description: export it again")
+
+
+def _sides(value: "onnx.ValueInfoProto") -> "Tuple[Optional[int], ...]":
+    """The shape of an input or output; None for a side that may be of any size."""
+    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim)

@@ -19,7 +19,7 @@ class OnnxRuntimeEngine(Engine):
     def __init__(self, path: str, info: ModelInfo, *, batch: int = 1, threads: Optional[int] = None) -> None:
         import onnxruntime
 
-        self.info = info
+        self.path, self.info = path, info
         self.batch = batch
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

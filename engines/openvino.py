@@ -1,11 +1,14 @@
 """OpenVINO on a CPU: the fast runtime for a workstation or an industrial PC."""
 
+import platform
+import warnings
 from typing import Any, Dict, Optional
 
 import numpy as np
 
 from engines.base import Engine, Prediction
-from engines.errors import ModelFileError
+from engines.cpu import cpu_flags, saturates
+from engines.errors import Doubt, ModelFileError
 from engines.metadata import ModelInfo
 
 
@@ -19,8 +22,16 @@ class OpenVinoEngine(Engine):
     def __init__(self, path: str, info: ModelInfo, *, batch: int = 1, threads: Optional[int] = None) -> None:
         import openvino
 
-        self.info = info
+        self.path, self.info = path, info
         self.batch = batch
+        overflows = info.precision in ("int8", "mixed") and info.weight_bits > 7
+        if overflows and saturates(platform.machine(), cpu_flags()):
+            warnings.warn(
+                f"{path}: this CPU has no VNNI, so OpenVINO's INT8 sums saturate and scores are wrong: "
+                "use --runtime onnxruntime, or export with --weight-bits 7",
+                Doubt,
+                stacklevel=2,
+            )
         settings: Dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self.arithmetic}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads

@@ -103,7 +103,7 @@ class TensorRtEngine(Engine):
         tensorrt = import_tensorrt()
         self._cuda = cuda = import_cuda()
         plan, self.info, built = read_plan(path)
-        self.batch = batch
+        self.path, self.batch = path, batch
         _check_origin(path, built, tensorrt.__version__, device_here())
         _check_batch(path, built, batch)
         self._logger = _logger(tensorrt)

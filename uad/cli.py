@@ -7,7 +7,7 @@ import importlib
 import sys
 from typing import Dict, Optional, Sequence
 
-from engines.errors import UserError
+from engines.errors import UserError, doubts_as_lines
 
 # name -> what it does, in a line. `uad.commands.NAME.main(arguments)` does it and prints what was found.
 COMMANDS: Dict[str, str] = {
@@ -27,16 +27,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     try:
-        if name in ("-h", "--help"):
-            print(_overview())
-        elif name == "--version":
-            from importlib.metadata import version
-
-            print(version("uad"))
-        elif name in COMMANDS:
-            importlib.import_module(f"uad.commands.{name}").main(given[1:])
-        else:
-            raise UserError(f"unknown command '{name}': choose one of {', '.join(COMMANDS)}")
+        with doubts_as_lines():
+            _run(name, given[1:])
     except UserError as error:
         print(f"uad: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -44,6 +36,19 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print("uad: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    if name in ("-h", "--help"):
+        print(_overview())
+    elif name == "--version":
+        from importlib.metadata import version
+
+        print(version("uad"))
+    elif name in COMMANDS:
+        importlib.import_module(f"uad.commands.{name}").main(arguments)
+    else:
+        raise UserError(f"unknown command '{name}': choose one of {', '.join(COMMANDS)}")
 
 
 def _overview() -> str:

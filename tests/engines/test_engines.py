@@ -6,6 +6,7 @@ import dataclasses
 import importlib.machinery
 import importlib.util
 import platform
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from graphs import (
     FEATURES,
     SIZE,
+    Builder,
     build_tiny,
     node_of,
     quantize,
@@ -25,13 +27,16 @@ from graphs import (
     tiny,
     tiny_info,
 )
+from onnx import numpy_helper
 
 import engines
 from engines.cpu import cpu_flags, saturates
-from engines.errors import ModelFileError, RuntimeNotInstalled, UserError
+from engines.errors import Doubt, ModelFileError, RuntimeNotInstalled, UserError
 from engines.metadata import ModelInfo
 from engines.model_file import save_model
+from engines.qdq import for_cpu, for_tensorrt
 from export.calibrate import calibrator
+from export.quantize import with_seven_bits
 
 every_runtime = pytest.mark.parametrize("runtime", engines.RUNTIMES, indirect=True)
 
@@ -92,6 +97,64 @@ def test_int8_is_close_to_the_onnx_reference(runtime: str, backbone: str, tmp_pa
         prediction = engine.infer(images)
     # Not closer: ONNX Runtime rounds once more before each residual Add, one step in 127 of few channels.
     np.testing.assert_allclose(prediction.score, score, rtol=0.05)
+
+
+def bright_and_positive() -> tuple[onnx.ModelProto, np.ndarray]:
+    """A model and an image by which sums of two products of uint8 and int8 pass 32767 throughout."""
+    model = tiny()
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(".weight"):
+            tensor.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(tensor)), tensor.name))
+    return model, np.full((1, SIZE, SIZE, 3), 250, np.uint8)
+
+
+def test_onnxruntime_is_right_where_16_bit_sums_would_saturate(tmp_path: Path) -> None:
+    # Without its exact kernels x86 without VNNI is off by a third.
+    model, image = bright_and_positive()
+    quantized, info, _ = quantize(model, tiny_info(), image, calibrator("minmax"))
+    score = reference_outputs(quantized, image, ["score"])[0]
+    with engines.load(made_for("onnxruntime", tmp_path, quantized, info), "onnxruntime") as engine:
+        np.testing.assert_allclose(engine.infer(image).score, score, rtol=0.02)
+
+
+@pytest.mark.parametrize("form", [for_cpu, for_tensorrt])
+def test_seven_bit_weights_keep_openvino_right_on_every_cpu(form: Callable[[Any], Any], tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model, image = bright_and_positive()
+    quantized, info, _ = quantize(model, tiny_info(), image, calibrator("minmax"))
+    seven = form(with_seven_bits(model, quantized))
+    score = reference_outputs(seven, image, ["score"])[0]
+    path = made_for("openvino", tmp_path, seven, dataclasses.replace(info, weight_bits=7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Doubt)
+        with engines.load(path, "openvino") as engine:
+            np.testing.assert_allclose(engine.infer(image).score, score, rtol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("has_vnni", [True, False])
+def test_openvino_warns_of_int8_that_saturates(
+    precision: str, has_vnni: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("engines.openvino")
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino, "cpu_flags", lambda: {"avx2", "avx_vnni"} if has_vnni else {"avx2"})
+    monkeypatch.setattr(openvino.platform, "machine", lambda: "x86_64")
+    model, info = tiny(), tiny_info()
+    if precision == "int8":
+        model, info, _ = quantize(model, info, random_images(1), calibrator("minmax"))
+    path = made_for("openvino", tmp_path, model, info)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", Doubt)
+        engines.load(path, "openvino").close()
+    assert [str(each.message) for each in said if each.category is Doubt] == (
+        [
+            f"{path}: this CPU has no VNNI, so OpenVINO's INT8 sums saturate and scores are wrong: use --runtime "
+            "onnxruntime, or export with --weight-bits 7"
+        ]
+        if precision == "int8" and not has_vnni
+        else []
+    )
 
 
 @every_runtime
@@ -186,6 +249,38 @@ def test_infer_rejects(runtime: str, images: np.ndarray, tmp_path: Path) -> None
     ) as error:
         engine.infer(images)
     assert f"{images.dtype} {images.shape}" in str(error.value)
+
+
+@every_runtime
+def test_a_score_that_is_not_finite_names_the_image_and_the_model(runtime: str, tmp_path: Path) -> None:
+    # Every constant is finite: 1 / (brightness - 127) is not, for an image that is 127 everywhere.
+    b = Builder()
+    x = b.normalize()
+    mean = b.node("ReduceMean", ["/normalize/Transpose_output_0"], "head/mean", axes=[1, 2, 3], keepdims=1)
+    off = b.node("Sub", [mean, b.constant("head.grey", np.float32(127.0))], "head")
+    pixels = b.node(
+        "MaxPool",
+        [b.node("ReduceMean", [x], "head/map", axes=[1], keepdims=1)],
+        "head",
+        kernel_shape=[4, 4],
+        strides=[4, 4],
+    )
+    path = made_for(runtime, tmp_path, b.finish(b.node("Div", [pixels, off], "head")))
+    images = random_images(3)
+    images[1] = 127
+    with engines.load(path, runtime, batch=2) as engine:
+        assert engine.infer(images[::2]).score.shape == (2,)
+        with pytest.raises(ModelFileError, match=f"{path.name} gives image 1 a score that is not finite"):
+            engine.infer(images)
+        with pytest.raises(ModelFileError, match=f"{path.name} gives b.png a score that is not finite"):
+            engine.infer(images, ["a.png", "b.png", "c.png"])
+
+
+@every_runtime
+def test_a_map_of_another_size_than_the_description_says_is_refused(runtime: str, tmp_path: Path) -> None:
+    path = made_for(runtime, tmp_path, info=tiny_info(map_stride=8))
+    with engines.load(path, runtime) as engine, pytest.raises(ModelFileError, match=r"a map of \(4, 4\), .* \(2, 2\)"):
+        engine.infer(random_images(1))
 
 
 @every_runtime

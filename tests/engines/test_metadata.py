@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from graphs import save_tiny, tiny, tiny_info
+from graphs import quantize, random_images, save_tiny, set_constant, tiny, tiny_info
 
 from engines.errors import ModelFileError
-from engines.metadata import FORMAT, ModelInfo
+from engines.graph import constants
+from engines.metadata import FORMAT, ModelInfo, is_defect
 from engines.model_file import KEY, info_of, load_model, read_info, save_model
+from export.calibrate import calibrator
 
 FULL = tiny_info(
     precision="int8",
@@ -23,6 +27,9 @@ FULL = tiny_info(
     checkpoint_sha256="ab" * 32,
     versions={"onnx": "1.17.0"},
 )
+
+
+MODEL = quantize(tiny(), tiny_info(), random_images(1), calibrator("minmax"))[0]
 
 
 def described(**changes: Any) -> str:
@@ -78,6 +85,105 @@ def test_format_that_is_no_number_is_an_error(format: Any) -> None:
         ModelInfo.from_json(described(format=format), "a.onnx")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"threshold": math.nan}, "the threshold of an unknown class is nan"),
+        ({"thresholds": {"bolt": 0.1, "nut": math.inf}}, "the threshold of nut is inf"),
+        ({"thresholds": {"bolt": 0.1, "nut": "0.2"}}, "the threshold of nut is 0.2"),
+        ({"thresholds": {"bolt": 0.1}}, "thresholds must be of the classes"),
+        ({"thresholds": {"bolt": 0.1, "nut": 0.2, "gear": 0.3}}, "thresholds must be of the classes"),
+        ({"classes": ["bolt", "bolt", "nut"]}, "a class comes twice"),
+        ({"classes": "bolt"}, "classes must be names"),
+        ({"classes": [1, 2]}, "classes must be names"),
+        ({"height": 0}, "height is 0"),
+        ({"width": -16}, "width is -16"),
+        ({"width": "16"}, "width is 16"),
+        ({"map_stride": 0}, "map_stride is 0"),
+        ({"map_stride": True}, "map_stride is True"),
+        ({"false_positive_rate": 1.0}, "false_positive_rate"),
+        ({"false_positive_rate": math.nan}, "false_positive_rate"),
+        ({"mean": [0.5, 0.5]}, "three colours"),
+        ({"mean": [0.5, 0.5, math.nan]}, "three colours"),
+        ({"std": [0.5, 0.5, 0.0]}, "std must be above 0"),
+        ({"precision": "int3"}, "the precision is int3"),
+        ({"residual_scales": {"x": 0.0}}, "the scale of x is 0.0"),
+        ({"residual_scales": {"x": math.nan}}, "the scale of x is nan"),
+        ({"model": None}, "model must be text"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelFileError, match=f"a.onnx: its description cannot be read .*{said}"):
+        ModelInfo.from_json(described(**changes), "a.onnx")
+
+
+def test_a_defect_is_what_lies_strictly_above_the_threshold() -> None:
+    assert [is_defect(score, 1.0) for score in (0.9, 1.0, 1.1)] == [False, False, True]
+    for score, threshold in ((math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, -math.inf)):
+        with pytest.raises(ValueError, match="decides nothing"):
+            is_defect(score, threshold)
+
+
+# A file and its description -------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, model: onnx.ModelProto, info: ModelInfo) -> str:
+    """Why a file is neither read nor written."""
+    with pytest.raises(ModelFileError) as written:
+        save_model(model, info, path)
+    copied = onnx.ModelProto.FromString(model.SerializeToString())
+    del copied.metadata_props[:]
+    copied.metadata_props.add(key=KEY, value=info.to_json())
+    onnx.save(copied, str(path))
+    with pytest.raises(ModelFileError) as read:
+        read_info(path)
+    assert str(read.value) == str(written.value)
+    return str(read.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["head.half", "student/conv1.weight", "normalize.std"])
+def test_a_value_that_is_not_finite_is_refused(value: float, name: str, tmp_path: Path) -> None:
+    model = tiny()
+    values = constants(model)[name].copy()
+    values.reshape(-1)[-1] = value
+    set_constant(model, name, values)
+    assert f"a.onnx: {name} holds values that are not finite" in refused(tmp_path / "a.onnx", model, tiny_info())
+
+
+@pytest.mark.parametrize("precision", ["int8", "mixed"])
+def test_a_float_graph_is_not_int8(precision: str, tmp_path: Path) -> None:
+    said = refused(tmp_path / "a.onnx", tiny(), tiny_info(precision=precision))
+    assert f"says that it is {precision}, but has no Q/DQ nodes" in said
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_int8_graph_is_not_float(precision: str, tmp_path: Path) -> None:
+    said = refused(tmp_path / "a.onnx", MODEL, tiny_info(precision=precision))
+    assert f"says that it is {precision}, but has Q/DQ nodes" in said
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1])
+def test_a_scale_that_is_not_above_0_is_refused(value: float, tmp_path: Path) -> None:
+    model = onnx.ModelProto.FromString(MODEL.SerializeToString())
+    set_constant(model, "/normalize/Div_output_0_scale", np.array(value, np.float32))
+    assert "/normalize/Div_output_0/Q has a scale that is not above 0" in refused(tmp_path / "a.onnx", model, FULL)
+
+
+def test_another_size_than_that_of_the_graph_is_refused(tmp_path: Path) -> None:
+    said = refused(tmp_path / "a.onnx", tiny(size=32), tiny_info(16))
+    assert "image is (32, 32, 3) in the graph, (16, 16, 3) by its description" in said
+
+
+def test_another_map_than_that_of_the_graph_is_refused(tmp_path: Path) -> None:
+    model = tiny()
+    for side in (1, 2):
+        model.graph.output[1].type.tensor_type.shape.dim[side].dim_value = 4
+    save_model(model, tiny_info(), tmp_path / "a.onnx")
+    said = refused(tmp_path / "a.onnx", model, tiny_info(map_stride=8))
+    assert "anomaly_map is (4, 4) in the graph, (2, 2) by its description" in said
+
+
 def test_size_is_height_and_width() -> None:
     assert dataclasses.replace(FULL, height=16, width=32).size == (16, 32)
 
@@ -92,15 +198,15 @@ def test_threshold_of_an_unknown_class_is_the_global_one(name: str | None) -> No
 
 
 def test_file_round_trip_keeps_the_description_and_the_graph(tmp_path: Path) -> None:
-    save_model(tiny(), FULL, tmp_path / "a.onnx")
+    save_model(MODEL, FULL, tmp_path / "a.onnx")
     assert read_info(tmp_path / "a.onnx") == FULL
     loaded = load_model(tmp_path / "a.onnx")
     assert info_of(loaded, "a.onnx") == FULL
-    assert loaded.graph == tiny().graph
+    assert loaded.graph == MODEL.graph
 
 
 def test_saving_twice_leaves_one_description(tmp_path: Path) -> None:
-    model = tiny()
+    model = onnx.ModelProto.FromString(MODEL.SerializeToString())
     for threshold in (0.1, 0.2):
         save_model(model, dataclasses.replace(FULL, threshold=threshold), tmp_path / "a.onnx")
     assert [entry.key for entry in load_model(tmp_path / "a.onnx").metadata_props] == [KEY]
@@ -113,7 +219,7 @@ def test_a_graph_that_onnx_refuses_does_not_replace_the_file(tmp_path: Path) -> 
     broken = tiny()
     broken.graph.node[3].input[0] = "nobody computes this"
     with pytest.raises(onnx.checker.ValidationError):
-        save_model(broken, FULL, path)
+        save_model(broken, tiny_info(), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]
 

@@ -25,7 +25,7 @@ from engines.qdq import for_tensorrt
 from export.calibrate import BINS, CALIBRATORS, Histogram, amax_minmax, calibrator
 from export.check import check_model
 from export.errors import CalibrationError, ExportError
-from export.quantize import collect_histograms, random_normal_images, ranges
+from export.quantize import collect_histograms, random_normal_images, ranges, with_seven_bits
 
 IMAGES = random_images(4)
 NETS = ("teacher", "student")
@@ -310,6 +310,24 @@ def test_calibrator_decides_the_scales() -> None:
 
 
 # Dead channels, left in float -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", ["residual", "inverted"])
+def test_seven_bit_weights_lie_on_a_grid_twice_as_coarse(backbone: str) -> None:
+    model = tiny(backbone)
+    graph = quantize(model, tiny_info(), IMAGES, calibrator("minmax"))[0]
+    seven = with_seven_bits(model, graph)
+    before, after, floats = constants(graph), constants(seven), constants(model)
+    names = [name[: -len("_int8")] for name in before if name.endswith("weight_int8")]
+    assert len(names) > 10
+    for name in names:
+        assert np.abs(after[f"{name}_int8"]).max() == 63 and np.abs(before[f"{name}_int8"]).max() == 127
+        scale = after[f"{name}_scale"]
+        np.testing.assert_allclose(scale, before[f"{name}_scale"] * 127 / 63, rtol=1e-6)
+        restored = after[f"{name}_int8"] * scale.reshape(-1, 1, 1, 1)
+        assert (np.abs(restored - floats[name]) <= 0.5001 * scale.reshape(-1, 1, 1, 1)).all()
+    others = [name for name in before if not name.endswith(("weight_int8", "weight_scale"))]
+    assert all(np.array_equal(before[name], after[name]) for name in others)
 
 
 def test_dead_channel_has_the_scale_1_and_is_reported() -> None:

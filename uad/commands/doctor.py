@@ -51,7 +51,10 @@ def doctor() -> str:
     lines.append("runtimes:")
     lines += [f"  {name}: {answer}" for name, answer in _runtimes()]
     if saturates(platform.machine(), cpu_flags()):
-        lines.append("INT8: this CPU has no VNNI, OpenVINO's sums saturate on it: use --runtime onnxruntime")
+        lines.append(
+            "INT8: this CPU has no VNNI, OpenVINO's sums saturate on it: use --runtime onnxruntime, "
+            "or export with --weight-bits 7"
+        )
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from engines import Engine
 from engines.errors import UserError
 from engines.files import replacing, write_json
 from engines.images import SUFFIXES, read_image, resize
+from engines.metadata import is_defect
 from uad.data.folder import Sample, check_samples
 from uad.evaluation.evaluate import enlarge
 
@@ -79,13 +80,13 @@ def decide(
     decisions = []
     for number, path in enumerate(images):
         photograph = read_image(path)
-        prediction = engine.infer(resize(photograph, engine.info.size)[None])
+        prediction = engine.infer(resize(photograph, engine.info.size)[None], [str(path)])
         name = class_name or _class_of(path, engine.info.classes)
         threshold = engine.info.threshold_of(name)
         score = float(prediction.score[0])
         file = out / "overlays" / f"{number:05d}_{path.stem}.png"
         _write_png(file, overlay(photograph, prediction.anomaly_map[0], threshold))
-        decision = "defect" if score > threshold else "good"
+        decision = "defect" if is_defect(score, threshold) else "good"
         decisions.append(Decision(str(path), name or "", score, threshold, decision, str(file)))
         progress()
     _write_tables(out, decisions)

@@ -8,6 +8,7 @@ import numpy as np
 
 from engines import Engine, Prediction
 from engines.errors import UserError
+from engines.metadata import is_defect
 from uad.data.folder import Sample, load_images, read_mask
 from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, spearman
 
@@ -30,14 +31,15 @@ class ScoredImage:
         """Whether the reference, at its own threshold, decides otherwise."""
         if self.reference_score is None:
             return False
-        return (self.score > self.threshold) != (self.reference_score > self.reference_threshold)
+        return is_defect(self.score, self.threshold) != is_defect(self.reference_score, self.reference_threshold)
 
     @property
     def flipped_before(self) -> bool:
         """The same, had the model kept the reference's threshold."""
         if self.reference_score is None:
             return False
-        return (self.score > self.reference_threshold) != (self.reference_score > self.reference_threshold)
+        before = self.reference_threshold
+        return is_defect(self.score, before) != is_defect(self.reference_score, before)
 
 
 @dataclasses.dataclass
@@ -101,8 +103,9 @@ def _judge(
     samples: Sequence[Sample], engine: Engine, reference: Optional[Engine], curve: Optional[PixelCurve]
 ) -> List[ScoredImage]:
     pixels = load_images(samples, engine.info.size)
-    prediction = engine.infer(pixels)
-    other: Optional[Prediction] = reference.infer(pixels) if reference is not None else None
+    names = [str(sample.path) for sample in samples]
+    prediction = engine.infer(pixels, names)
+    other: Optional[Prediction] = reference.infer(pixels, names) if reference is not None else None
     scored = []
     for index, sample in enumerate(samples):
         image = ScoredImage(sample, float(prediction.score[index]), engine.info.threshold_of(sample.class_name))
@@ -172,7 +175,7 @@ def write_scores(path: Path, images: Sequence[ScoredImage]) -> None:
         writer.writerow(["image", "class", "kind", "score", "threshold", "decision", "reference_score"])
         for image in images:
             sample = image.sample
-            decision = "defect" if image.score > image.threshold else "good"
+            decision = "defect" if is_defect(image.score, image.threshold) else "good"
             reference = "" if image.reference_score is None else image.reference_score
             row = [sample.path, sample.class_name, sample.kind, image.score, image.threshold, decision, reference]
             writer.writerow(row)

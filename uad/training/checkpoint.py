@@ -106,6 +106,9 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         if quantization is not None:
             network = fold(network)
         network.load_state_dict(content["state_dict"])
+        for name, value in content["state_dict"].items():
+            if not value.isfinite().all():
+                raise ValueError(f"{name} holds values that are not finite")
         info = ModelInfo.from_json(json.dumps(content["info"]), path)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this version of uad ({error}): train it again") from error

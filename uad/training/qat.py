@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engines.errors import UserError
 from engines.graph import constants, in_backbone
+from engines.metadata import SIMULATED
 from export.bias import CORRECTION_IMAGES, by_depth, correct_biases
 from export.calibrate import calibrator as calibrator_of
 from export.equalize import equalize
@@ -89,7 +90,7 @@ class QuantizationAware(Model):
         self.description = {
             name: getattr(start.info, name) for name in ("model", "backbone", "map_stride", "mean", "std")
         }
-        self.description["precision"] = f"int{bits} simulated"
+        self.description["precision"] = f"int{bits}{SIMULATED}"
         self.description["calibration"] = {
             "calibrator": calibrator,
             "percentile": percentile if calibrator == "percentile" else None,

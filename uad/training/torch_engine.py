@@ -26,7 +26,7 @@ class TorchEngine(Engine):
             from uad.training.fake_quant import insert_quantizers  # it takes its time to import
 
             insert_quantizers(self.network, self.info.size, checkpoint.quantization)
-        self.batch = batch
+        self.path, self.batch = str(path), batch
         if threads:
             torch.set_num_threads(threads)
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
-from graphs import random_images, save_tiny, tiny, with_blind_weights
+from graphs import random_images, save_tiny, set_constant, tiny, with_blind_weights
 from image_folders import make_class
 from PIL import Image
 
@@ -170,9 +172,9 @@ def test_missing_matplotlib_is_said_before_the_model_is_read(
 def test_a_mixed_file_is_not_exported_again(
     error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path
 ) -> None:
-    mixed = save_tiny(tmp_path / "mixed.onnx", precision="mixed", float_layers=[BAD])
-    export = ("export", mixed, "--out", tmp_path / "x.onnx", "--calibration-data", root)
-    assert "is mixed already: export from the checkpoint or its fp32 file" in error_of(*export, "--precision", "int8")
+    mixed = export(model, root, tmp_path / "mixed.onnx", "auto", "--max-drop", 10)
+    again = ("export", mixed, "--out", tmp_path / "x.onnx", "--calibration-data", root, "--precision", "int8")
+    assert "is mixed already: export from the checkpoint or its fp32 file" in error_of(*again)
 
 
 def test_the_target_decides_how_weights_are_stored(model: Path, root: Path, tmp_path: Path) -> None:
@@ -202,6 +204,33 @@ def test_an_int8_file_is_turned_into_that_of_another_target(
     assert "--calibration-data is for --precision int8, auto or fp16" in message
     message = error_of("export", small, "--calibration-data", root, "--out", again)
     assert "is int8 already: leave out --calibration-data" in message
+
+
+def test_seven_bits_on_request(error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path) -> None:
+    file = export(model, root, tmp_path / "seven.onnx", "int8", "--weight-bits", 7, "--target", "cpu")
+    values = constants(load_model(file))
+    assert max(np.abs(values[name]).max() for name in integer_weights(load_model(file))) == 63
+    assert read_info(file).weight_bits == 7
+    for precision, bits in (("int8", 6), ("fp16", 7), ("auto", 7)):
+        command = ["export", model, "--out", tmp_path / "x.onnx", "--precision", precision, "--weight-bits", bits]
+        assert f"--weight-bits {bits}: give 7 or 8, with --precision int8" in error_of(*command)
+
+
+def test_a_file_with_values_that_are_not_finite_is_refused_everywhere(
+    error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path
+) -> None:
+    broken = load_model(model)
+    set_constant(broken, "head.half", np.array(np.nan, np.float32))
+    onnx.save(broken, str(tmp_path / "nan.onnx"))
+    file = tmp_path / "nan.onnx"
+    for command in (
+        ["predict", file, root / "nut" / "test", "--out", tmp_path / "out"],
+        ["test", file, "--data.root", root],
+        ["bench", file],
+        ["export", file, "--precision", "int8", "--calibration-data", root, "--out", tmp_path / "x.onnx"],
+    ):
+        assert "nan.onnx: head.half holds values that are not finite" in error_of(*command)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.onnx"]
 
 
 def test_calibration_classes_are_those_that_calibrate(model: Path, root: Path, tmp_path: Path) -> None:

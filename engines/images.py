@@ -7,7 +7,7 @@ import numpy as np
 
 from engines.errors import ImageFileError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jp2", ".gif", ".pgm", ".ppm")
 RESIZE_RULE = "bilinear with antialiasing (Pillow), aspect ratio not kept"
 
 
@@ -43,6 +43,21 @@ def read_image(path: Union[str, Path], faint: bool = False) -> np.ndarray:
         raise ImageFileError(f"{path} (not an image)") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         raise ImageFileError(f"{path} (cannot be decoded: {error})") from error
+
+
+def orientation(path: Union[str, Path]) -> int:
+    """How EXIF wants an image file turned: 1 is not at all, 5 to 8 by a quarter.
+
+    Raises:
+        ImageFileError: the file cannot be opened.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return int(file.getexif().get(0x0112, 1))
+    except (OSError, ValueError) as error:
+        raise ImageFileError(f"{path} (cannot be opened: {error})") from error
 
 
 def read_resized(path: Union[str, Path], size: Tuple[int, int]) -> np.ndarray:

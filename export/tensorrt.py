@@ -278,11 +278,14 @@ def _messages() -> "Iterator[List[Tuple[int, str]]]":
     G_LOGGER.once_logged.clear()  # what was said of an earlier plan is said of this one too
     before = G_LOGGER.use_python_logging_system, G_LOGGER.colors, logger.propagate
     G_LOGGER.use_python_logging_system, G_LOGGER.colors, logger.propagate = True, False, False
+    level = logger.level
+    logger.setLevel(logging.DEBUG)  # whatever the rest of the program wants to hear
     logger.addHandler(handler)
     try:
         yield said
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         G_LOGGER.use_python_logging_system, G_LOGGER.colors, logger.propagate = before
 
 

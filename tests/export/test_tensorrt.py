@@ -6,6 +6,7 @@ Polygraphy itself runs. No plan that is built here runs on a GPU.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -179,6 +180,17 @@ def test_progress_is_told_where_tensorrt_tells_it(release: str, fake_gpu: FakeGp
     build_plan(*model_of("fp32"), settings, lambda phase, done, steps: told.append((phase, done, steps)))
     expected = [("Building Engine", 0, 2), ("Building Engine", 1, 2), ("Building Engine", 2, 2)]
     assert told == (expected if release in TYPED else [])
+
+
+def test_warnings_are_kept_in_a_program_that_wants_to_hear_none(fake_gpu: FakeGpu) -> None:
+    fake_gpu()
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        assert build()[1].warnings == ["weights were cast from INT64 to INT32"]
+    finally:
+        root.setLevel(before)
 
 
 def test_nothing_is_printed(fake_gpu: FakeGpu, capfd: pytest.CaptureFixture[str]) -> None:

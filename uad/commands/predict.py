@@ -46,7 +46,7 @@ def predict(options: PredictOptions) -> "List[Decision]":
     from uad.open import open_engine
     from uad.progress import progress
 
-    images = find_images(options.images, options.out)
+    images = find_images(options.images)
     engine = open_engine(options.model, options.runtime, threads=options.threads)
     make_folder(options.out)
     with engine, progress("Judging", len(images)) as step:

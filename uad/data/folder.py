@@ -3,24 +3,28 @@
     ROOT/CLASS/train/good/*.png               good images; all that training sees
     ROOT/CLASS/test/good/*.png                held back for `uad test`
     ROOT/CLASS/test/<kind of defect>/*.png
-    ROOT/CLASS/ground_truth/<kind>/<name>_mask.png    optional; not 0 is defective
+    ROOT/CLASS/ground_truth/<kind>/<name>_mask.png    optional; see `uad.data.masks`
 
-ROOT may also be one CLASS, or a plain folder of good images. Hidden files are passed over; any other file is expected
-to be an image.
+ROOT may also be one CLASS, or a plain folder of good images, and a CLASS may be one. `good` may be called `ok`, in any
+case. Images may lie in subfolders. `uad.data.files` says which files are images.
 """
 
 import dataclasses
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 
-from engines.errors import ImageFileError
-from engines.images import SUFFIXES, read_image, resize
+from engines.errors import Doubt, ImageFileError
+from engines.images import read_image, resize
+from uad.data.files import count, folders_in, has_images, images_below, listing
+from uad.data.masks import WANTED, MaskFolder, is_turned_in_place, read_masks, regions, shrink, tell_of_doubtful
 from uad.errors import DataError
 
 GOOD = "good"
+GOOD_NAMES = (GOOD, "ok")  # in lower case
 DECODERS = 4  # threads; Pillow decodes outside Python's lock
 T = TypeVar("T")
 
@@ -32,7 +36,7 @@ class Sample:
     path: Path
     class_name: str
     kind: str  # "good", or the kind of defect
-    mask: Optional[Path] = None
+    masks: Tuple[Path, ...] = ()  # of which all are joined
 
     @property
     def is_defect(self) -> bool:
@@ -52,9 +56,17 @@ def find_classes(root: Path, classes: Optional[Sequence[str]] = None) -> Dict[st
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: give the one that holds the classes")
-    found = {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_class(folder)}
-    if _is_class(root) or (not found and any(path.suffix.lower() in SUFFIXES for path in _files(root))):
+    inside = folders_in(root)
+    found = {folder.name: folder for folder in inside if _is_class(folder)}
+    plain = {folder.name: folder for folder in inside if folder.name not in found}
+    if _is_class(root) or (not found and has_images(root, deep=False)):
         found = {root.resolve().name: root}
+    else:
+        plain = {name: folder for name, folder in plain.items() if has_images(folder)}
+        if found and plain:
+            said = f"{root}: {', '.join(plain)} without train and test, taken as good images"
+            warnings.warn(said, Doubt, stacklevel=2)
+        found = dict(sorted({**found, **plain}.items()))
     if not found:
         raise DataError(f"{root} holds no images: expected {root}/CLASS/train/good/*.png, or images")
     unknown = sorted(set(classes or ()) - set(found))
@@ -71,10 +83,11 @@ def train_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[S
     """
     samples = []
     for name, folder in find_classes(root, classes).items():
-        source = folder / "train" / GOOD if _is_class(folder) else folder
-        files = _files(source) if source.is_dir() else []
+        sources = _good_folders(folder / "train") if _is_class(folder) else [folder]
+        files = [path for source in sources for path in images_below(source)]
         if not files:
-            raise DataError(f"{source} holds no images: put the good images of {name} there")
+            where = folder / "train" / GOOD if _is_class(folder) else folder
+            raise DataError(f"{where} holds no images: put the good images of {name} there")
         samples += [Sample(path, name, GOOD) for path in files]
     return samples
 
@@ -88,17 +101,19 @@ def test_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[Sa
     samples: List[Sample] = []
     orphans: List[Path] = []
     for name, folder in find_classes(root, classes).items():
-        kinds = sorted(kind for kind in (folder / "test").glob("*") if kind.is_dir())
-        truth = folder / "ground_truth"
-        masks = {path for kind in truth.glob("*") if kind.is_dir() for path in _files(kind)}
+        tests, truth = (folder / part for part in ("test", "ground_truth"))
+        kinds = folders_in(tests) if _is_class(folder) and tests.is_dir() else []
+        masks = {kind.name: MaskFolder(kind) for kind in (folders_in(truth) if truth.is_dir() else [])}
         for kind in kinds:
-            for path in _files(kind):
-                mask = truth / kind.name / f"{path.stem}_mask.png"
-                samples.append(Sample(path, name, kind.name, mask if mask in masks else None))
-                masks.discard(mask)
-        orphans += sorted(masks)
+            of_kind = masks.get(kind.name) or MaskFolder(truth / kind.name)
+            kind_name = GOOD if kind.name.lower() in GOOD_NAMES else kind.name
+            samples += [Sample(path, name, kind_name, of_kind.of(path, kind)) for path in images_below(kind)]
+        orphans += [path for of_kind in masks.values() for path in of_kind.left]
     if orphans:
-        raise DataError(f"{_count(orphans, 'mask')} without an image: {_listing(orphans)}")
+        raise DataError(
+            f"{count(orphans, 'mask')} without an image: {listing(orphans)}: expected {WANTED}, where <name> is that "
+            "of an image in the folder of the same kind below test"
+        )
     return samples
 
 
@@ -184,23 +199,29 @@ def check_samples(samples: Sequence[Sample], progress: Callable[[], object] = la
         DataError: names every file that cannot be read, and every mask of another size than its image.
     """
 
+    shares: Dict[Path, float] = {}
+    turned: Dict[Path, None] = {}
+
     def check(sample: Sample) -> None:
-        shape = read_image(sample.path).shape
-        if sample.mask is not None and read_mask(sample.mask).shape != shape[:2]:
-            raise ImageFileError(f"{sample.mask} (not the size of its image, {shape[1]}x{shape[0]})")
+        shape = read_image(sample.path).shape[:2]
+        for path in sample.masks:
+            mask = read_masks([path], sample.path)
+            if mask.shape != shape:
+                raise ImageFileError(f"{path} (not the size of its image, {shape[1]}x{shape[0]})")
+            shares[path] = float(mask.mean())
+            if is_turned_in_place(sample.path, [path]):
+                turned[path] = None
         progress()
 
     _for_all(samples, check)
+    tell_of_doubtful(sorted(shares.items()), sorted(turned))
 
 
-def read_mask(path: Path, size: Optional[Tuple[int, int]] = None) -> np.ndarray:
-    """Decode a mask: (H, W) bool, True where defective; resized to `size` (height, width) by nearest neighbour."""
-    from PIL import Image
-
-    mask: np.ndarray = np.asarray(read_image(path, faint=True).any(axis=2))
-    if size is None or mask.shape == size:
-        return mask
-    return np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
+def mask_of(sample: Sample, size: Tuple[int, int]) -> Tuple[np.ndarray, int]:
+    """The mask of an image that has one, (height, width) bool, and how many of its regions merged as it shrank."""
+    mask = read_masks(sample.masks, sample.path)
+    small = shrink(mask, size)
+    return small, regions(mask) - regions(small)
 
 
 def _for_all(items: Sequence[T], work: Callable[[T], None]) -> None:
@@ -216,22 +237,14 @@ def _for_all(items: Sequence[T], work: Callable[[T], None]) -> None:
     with ThreadPoolExecutor(DECODERS) as pool:
         failures = [failure for failure in pool.map(attempt, items) if failure]
     if failures:
-        raise DataError(f"{_count(failures, 'file')} cannot be used, repair or remove: {_listing(failures)}")
+        raise DataError(f"{count(failures, 'file')} cannot be used, repair or remove: {listing(failures)}")
 
 
 def _is_class(folder: Path) -> bool:
     return (folder / "train").is_dir() or (folder / "test").is_dir()
 
 
-def _files(folder: Path) -> List[Path]:
-    hidden = (".", "Thumbs.db", "desktop.ini")
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(hidden))
-
-
-def _count(items: Sequence[object], noun: str) -> str:
-    return f"{len(items)} {noun}" + ("s" if len(items) != 1 else "")
-
-
-def _listing(items: Sequence[object], most: int = 50) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(str(item) for item in items[:most]) + more
+def _good_folders(folder: Path) -> List[Path]:
+    """The folders of good images in `train` or `test`."""
+    inside = folders_in(folder) if folder.is_dir() else []
+    return [kind for kind in inside if kind.name.lower() in GOOD_NAMES]

@@ -2,16 +2,18 @@
 
 import csv
 import dataclasses
+import os
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from engines import Engine
 from engines.errors import UserError
-from engines.files import replacing, write_json
+from engines.files import make_folder, replacing, write_json
 from engines.images import SUFFIXES, read_image, resize
 from engines.metadata import is_defect
+from uad.data.files import RESULTS, images_below
 from uad.data.folder import Sample, check_samples
 from uad.evaluation.evaluate import enlarge
 
@@ -28,35 +30,32 @@ class Decision:
     overlay: str  # path of the overlay
 
 
-def find_images(inputs: Sequence[Path], results: Path) -> List[Path]:
-    """The image files among the inputs and, recursively, in the folders among them, each once.
+def find_images(inputs: Sequence[Path]) -> Dict[Path, Path]:
+    """The image files among the inputs and, recursively, in the folders among them; see `uad.data.files`.
 
-    The folder of the results is passed over: it holds overlays of an earlier call.
+    Returns:
+        The image, and the input that led to it; each file once.
 
     Raises:
-        UserError: an input does not exist, or there is no image.
+        UserError: an input does not exist, a link leads nowhere, or there is no image.
     """
-    found: List[Path] = []
+    found: Dict[Path, Path] = {}
     for path in inputs:
         if path.is_dir():
-            inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            found += sorted(
-                file
-                for file in inside
-                if not file.name.startswith(".") and results.resolve() not in file.resolve().parents
-            )
-        elif path.is_file():
-            found.append(path)
+            found.update((file, path) for file in images_below(path) if file not in found)
+        elif path.exists():
+            found.setdefault(path, path)
         else:
             raise UserError(f"{path}: no such file or folder")
     if not found:
         raise UserError(f"no images in {', '.join(map(str, inputs))}: expected {' '.join(SUFFIXES)}")
-    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
+    once = {os.path.abspath(path): path for path in reversed(list(found))}
+    return {path: found[path] for path in reversed(list(once.values()))}
 
 
 def decide(
     engine: Engine,
-    images: Sequence[Path],
+    images: Dict[Path, Path],
     out: Path,
     class_name: Optional[str] = None,
     progress: Callable[[], object] = lambda: None,
@@ -65,9 +64,9 @@ def decide(
 
     Args:
         engine: the model.
-        images: image files of any size.
+        images: image files of any size, each with the input that led to it; see `find_images`.
         out: folder, made if needed.
-        class_name: class of all the images; by default a folder of the image's path that has a class's name gives it.
+        class_name: class of all the images; by default a folder that has a class's name gives it; see `class_of`.
         progress: called after each image.
 
     Raises:
@@ -78,13 +77,15 @@ def decide(
     if class_name is not None and class_name not in engine.info.thresholds:
         raise UserError(f"unknown class '{class_name}': the model knows {', '.join(engine.info.thresholds)}")
     decisions = []
-    for number, path in enumerate(images):
+    overlays = make_folder(out / "overlays")
+    (overlays / RESULTS).touch()
+    for number, (path, source) in enumerate(images.items()):
         photograph = read_image(path)
         prediction = engine.infer(resize(photograph, engine.info.size)[None], [str(path)])
-        name = class_name or _class_of(path, engine.info.classes)
+        name = class_name or class_of(path, source, engine.info.classes)
         threshold = engine.info.threshold_of(name)
         score = float(prediction.score[0])
-        file = out / "overlays" / f"{number:05d}_{path.stem}.png"
+        file = overlays / f"{number:05d}_{path.stem}.png"
         _write_png(file, overlay(photograph, prediction.anomaly_map[0], threshold))
         decision = "defect" if is_defect(score, threshold) else "good"
         decisions.append(Decision(str(path), name or "", score, threshold, decision, str(file)))
@@ -114,9 +115,21 @@ def overlay(photograph: np.ndarray, anomaly_map: np.ndarray, threshold: float) -
     return np.concatenate([photograph, np.rint(marked).astype(np.uint8)], axis=1)
 
 
-def _class_of(path: Path, classes: Sequence[str]) -> Optional[str]:
-    """The innermost folder of the path that is named like a class."""
-    return next((folder for folder in reversed(path.resolve().parts[:-1]) if folder in classes), None)
+def class_of(path: Path, source: Path, classes: Sequence[str]) -> Optional[str]:
+    """The class that a folder of an image is named like, the innermost first.
+
+    Folders below the input that was given count, and the last three of the input itself: CLASS, CLASS/test or
+    CLASS/test/KIND may be given. Folders further up are the user's own, whatever their names. A link has its own name.
+
+    Args:
+        path: of the image.
+        source: the input that led to it, a folder above it or the image itself.
+        classes: the names.
+    """
+    folder = source if source.is_dir() else source.parent
+    given = Path(os.path.abspath(folder)).parts[-3:]
+    below = path.parent.relative_to(folder).parts
+    return next((name for name in reversed([*given, *below]) if name in classes), None)
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

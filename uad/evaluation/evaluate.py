@@ -9,7 +9,7 @@ import numpy as np
 from engines import Engine, Prediction
 from engines.errors import UserError
 from engines.metadata import is_defect
-from uad.data.folder import Sample, load_images, read_mask
+from uad.data.folder import Sample, load_images, mask_of
 from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, spearman
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "image_f1")
@@ -25,6 +25,7 @@ class ScoredImage:
     reference_score: Optional[float] = None
     reference_threshold: float = 0.0
     max_abs_map_diff: float = 0.0
+    merged: int = 0  # how many regions of its mask merged as it shrank to the model's size
 
     @property
     def flipped(self) -> bool:
@@ -58,8 +59,9 @@ def evaluate(
 ) -> Evaluation:
     """Judge every sample and compute image AUROC, pixel AUROC, AUPRO (to 30% false positives) and best F1.
 
-    Pixel figures are at the model's input size: maps are enlarged bilinearly, masks resized by nearest neighbour. An
-    image with a defect but no mask counts for image figures only; good images of a class with masks count as all good.
+    Pixel figures are at the model's input size: maps are enlarged bilinearly, and a pixel of a mask is defective if any
+    of its source pixels is; how many regions merge by that is counted. An image with a defect but no mask counts for
+    image figures only; good images of a class with masks count as all good.
 
     Agreement over all classes is that of all images, but Spearman's correlation the mean over the classes; beside it
     stands the class of which it is lowest.
@@ -78,7 +80,7 @@ def evaluate(
     classes: Dict[str, Any] = {}
     for name in sorted({sample.class_name for sample in samples}):
         members = [sample for sample in samples if sample.class_name == name]
-        curve = PixelCurve() if any(sample.mask for sample in members) else None
+        curve = PixelCurve() if any(sample.masks for sample in members) else None
         scored: List[ScoredImage] = []
         for start in range(0, len(members), engine.batch):
             part = members[start : start + engine.batch]
@@ -115,9 +117,9 @@ def _judge(
             difference = np.abs(prediction.anomaly_map[index] - other.anomaly_map[index])
             image.max_abs_map_diff = float(difference.max())
         scored.append(image)
-        if curve is not None and (sample.mask is not None or not sample.is_defect):
+        if curve is not None and (sample.masks or not sample.is_defect):
             size = engine.info.size
-            mask = read_mask(sample.mask, size) if sample.mask is not None else np.zeros(size, bool)
+            mask, image.merged = mask_of(sample, size) if sample.masks else (np.zeros(size, bool), 0)
             curve.update(enlarge(prediction.anomaly_map[index], size), mask)
     return scored
 
@@ -140,7 +142,8 @@ def _figures(scored: Sequence[ScoredImage], curve: Optional[PixelCurve]) -> Dict
         "image_f1": best_f1(scores, defects),
         "n_good": int((~defects).sum()),
         "n_bad": int(defects.sum()),
-        "n_masks": sum(image.sample.mask is not None for image in scored),
+        "n_masks": sum(bool(image.sample.masks) for image in scored),
+        "n_merged_regions": sum(image.merged for image in scored),
     }
     if scored[0].reference_score is not None:
         figures["agreement"] = _agreement(scored)

@@ -1,12 +1,13 @@
 """Classes are found, splits are seeded and fair, and every bad file is named."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from image_folders import SIZE, make_class, noise, save
-from PIL import Image
 
+from engines.errors import Doubt
 from uad.data import folder
 from uad.errors import DataError
 
@@ -38,9 +39,9 @@ def test_masks_are_matched_by_name_and_may_be_missing(tmp_path: Path) -> None:
     make_class(tmp_path, "nut", good=1, defects=2)
     (tmp_path / "nut/ground_truth/spot/001_mask.png").unlink()
     good, first, second = folder.test_samples(tmp_path)
-    assert not good.is_defect and good.mask is None
-    assert first.is_defect and first.mask == tmp_path / "nut/ground_truth/spot/000_mask.png"
-    assert second.is_defect and second.mask is None
+    assert not good.is_defect and good.masks == ()
+    assert first.is_defect and first.masks == (tmp_path / "nut/ground_truth/spot/000_mask.png",)
+    assert second.is_defect and second.masks == ()
 
 
 def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
@@ -133,18 +134,154 @@ def test_draw_spreads_over_the_classes(tmp_path: Path) -> None:
     assert len({sample.path for sample in folder.draw(samples, 100, seed=0)}) == 22
 
 
-def test_a_faint_16_bit_mask_counts(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 1], [100, 65535]], np.uint16)).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(folder.read_mask(tmp_path / "mask.png"), [[False, True], [True, True]])
+@pytest.mark.parametrize("name", ["Good", "ok", "OK", "GOOD"])
+def test_good_images_have_several_names(name: str, tmp_path: Path) -> None:
+    folder_of = make_class(tmp_path, "nut", train=4, good=2, defects=3)
+    for part in ("train", "test"):
+        (folder_of / part / "good").rename(folder_of / part / name)
+    assert len(folder.train_samples(tmp_path)) == 4
+    assert [sample.kind for sample in folder.test_samples(tmp_path)] == ["good"] * 2 + ["spot"] * 3
 
 
-def test_a_mask_is_resized_by_nearest_neighbour(tmp_path: Path) -> None:
-    mask = np.zeros((4, 4), np.uint8)
-    mask[:2, :2] = 1  # any value above 0 is a defect
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    resized = folder.read_mask(tmp_path / "mask.png", (8, 8))
-    assert resized.dtype == bool
-    np.testing.assert_array_equal(resized, np.kron(mask, np.ones((2, 2))) > 0)
+def test_two_names_of_good_beside_each_other_are_both_good(tmp_path: Path) -> None:
+    nut = make_class(tmp_path, "nut", train=4, good=2, defects=3)
+    for part in ("train", "test"):
+        save(noise(7), nut / part / "OK" / "000.png")
+    assert len(folder.train_samples(tmp_path)) == 5
+    assert [sample.kind for sample in folder.test_samples(tmp_path)].count("good") == 3
+
+
+def test_hidden_folders_are_passed_over_everywhere(tmp_path: Path) -> None:
+    nut = make_class(tmp_path, "nut", train=2, good=2, defects=2)
+    make_class(tmp_path, ".backup")
+    make_class(tmp_path, "__MACOSX")
+    for place in (
+        "train/.ipynb_checkpoints",
+        "train/good/.ipynb_checkpoints",
+        "test/.ipynb_checkpoints",
+        "test/spot/.thumbs",
+    ):
+        save(noise(1), nut / place / "x.png")
+    save(noise(1), nut / "ground_truth/.ipynb_checkpoints/x.png")
+    assert list(folder.find_classes(tmp_path)) == ["nut"]
+    assert len(folder.train_samples(tmp_path)) == 2 and len(folder.test_samples(tmp_path)) == 4
+
+
+def test_images_in_subfolders_are_found_with_their_masks(tmp_path: Path) -> None:
+    nut = make_class(tmp_path, "nut", train=4, good=2, defects=4)
+    for part, names in (("train/good", ["002.png", "003.png"]), ("test/spot", ["001.png", "003.png"])):
+        (nut / part / "day2").mkdir()
+        for name in names:
+            (nut / part / name).rename(nut / part / "day2" / name)
+    (nut / "ground_truth/spot/day2").mkdir()
+    (nut / "ground_truth/spot/003_mask.png").rename(nut / "ground_truth/spot/day2/003_mask.png")
+    assert len(folder.train_samples(tmp_path)) == 4
+    spots = [sample for sample in folder.test_samples(tmp_path) if sample.is_defect]
+    assert [sample.path.stem for sample in spots] == ["000", "002", "001", "003"]
+    assert all(sample.masks[0].stem == f"{sample.path.stem}_mask" for sample in spots)
+
+
+def test_a_class_of_images_alone_beside_one_with_tests_is_taken_and_named(tmp_path: Path) -> None:
+    make_class(tmp_path, "nut", train=4)
+    for index in range(3):
+        save(noise(index), tmp_path / "bolt" / f"{index}.png")
+    with pytest.warns(Doubt, match="bolt without train and test, taken as good images"):
+        assert len(folder.train_samples(tmp_path)) == 7
+    assert list(folder.find_classes(tmp_path)) == ["bolt", "nut"]
+
+
+def test_classes_may_all_be_folders_of_images(tmp_path: Path) -> None:
+    for name in ("bolt", "nut"):
+        save(noise(1), tmp_path / name / "1.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(folder.find_classes(tmp_path)) == ["bolt", "nut"]
+    assert folder.test_samples(tmp_path) == []
+
+
+def test_what_is_no_image_by_name_is_passed_over(tmp_path: Path) -> None:
+    good = make_class(tmp_path, "nut", train=2) / "train" / "good"
+    for name in ("000.json", "notes.txt", "thumbs.db", "._000.png"):
+        (good / name).write_text("x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(folder.train_samples(tmp_path)) == 2
+    (good / "video.mp4").write_text("x")
+    with pytest.warns(Doubt, match="1 file passed over, not images by name: .*video.mp4"):
+        assert len(folder.train_samples(tmp_path)) == 2
+
+
+def test_links_into_a_store_are_images_by_their_own_names(tmp_path: Path) -> None:
+    make_class(tmp_path / "plain", "nut", train=2, good=1, defects=1)
+    (tmp_path / "store").mkdir()
+    for index, path in enumerate(sorted((tmp_path / "plain").rglob("*.png"))):
+        link = tmp_path / "linked" / path.relative_to(tmp_path / "plain")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / "store" / f"{index:x}")
+        link.symlink_to(tmp_path / "store" / f"{index:x}")
+    assert len(folder.train_samples(tmp_path / "linked")) == 2
+    assert [bool(sample.masks) for sample in folder.test_samples(tmp_path / "linked")] == [False, True]
+    (tmp_path / "store" / "5").unlink(missing_ok=True), (tmp_path / "store" / "4").unlink()
+    with pytest.raises(DataError, match="link.* that lead nowhere, pull the store of the data: .*train/good"):
+        folder.train_samples(tmp_path / "linked")
+
+
+def test_linked_folders_are_followed_and_do_not_go_round(tmp_path: Path) -> None:
+    make_class(tmp_path / "elsewhere", "nut", train=3)
+    good = tmp_path / "data" / "nut" / "train" / "good"
+    save(noise(9), good / "own.png")
+    (good / "today").symlink_to(tmp_path / "elsewhere" / "nut" / "train" / "good")
+    (good / "again").symlink_to(good)
+    assert len(folder.train_samples(tmp_path / "data")) == 4
+
+
+# Masks ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["000_mask.png", "000.png", "000_label.png", "000_mask.bmp", "000_MASK.PNG", "000.JPG", "000/a.png"]
+)
+def test_masks_have_several_names(name: str, tmp_path: Path) -> None:
+    nut = make_class(tmp_path, "nut", good=0, defects=1)
+    truth = nut / "ground_truth" / "spot"
+    (truth / "000").mkdir()
+    (truth / "000_mask.png").rename(truth / name)
+    (sample,) = folder.test_samples(tmp_path)
+    assert sample.masks == (truth / name,)
+    assert folder.mask_of(sample, (SIZE, SIZE))[0].sum() == 256
+
+
+def test_masks_of_several_files_are_joined(tmp_path: Path) -> None:
+    nut = make_class(tmp_path, "nut", good=0, defects=1, masks=False)
+    for index in range(3):
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        mask[10 * index, :5] = 255 - index  # LOCO gives each kind of defect its own value
+        save(mask, nut / "ground_truth" / "spot" / "000" / f"{index:03d}.png")
+    (sample,) = folder.test_samples(tmp_path)
+    assert len(sample.masks) == 3 and folder.mask_of(sample, (SIZE, SIZE))[0].sum() == 15
+
+
+def test_a_mask_without_an_image_is_told_with_the_names_that_are_looked_for(tmp_path: Path) -> None:
+    nut = make_class(tmp_path, "nut", defects=1)
+    (nut / "ground_truth/spot/000_mask.png").rename(nut / "ground_truth/spot/000_truth.png")
+    with pytest.raises(
+        DataError, match="1 mask without an image: .*000_truth.png: expected <name>_mask.png, <name>.png"
+    ):
+        folder.test_samples(tmp_path)
+
+
+def test_doubtful_masks_are_told_with_their_share(tmp_path: Path) -> None:
+    nut = make_class(tmp_path, "nut", good=0, defects=3)
+    truth = nut / "ground_truth" / "spot"
+    save(np.zeros((SIZE, SIZE), np.uint8), truth / "000_mask.png")
+    inverted = np.full((SIZE, SIZE), 255, np.uint8)
+    inverted[20:36, 24:40] = 0
+    save(inverted, truth / "001_mask.png")
+    with pytest.warns(Doubt) as said:
+        folder.check_samples(folder.test_samples(tmp_path))
+    empty, full = sorted((str(each.message) for each in said), key=lambda text: "inverted" in text)
+    assert "1 mask without a defective pixel" in empty and "000_mask.png" in empty
+    assert "inverted? " in full and "001_mask.png (94%)" in full
 
 
 def test_what_is_held_out_of_a_class_does_not_depend_on_the_other_classes(tmp_path: Path) -> None:

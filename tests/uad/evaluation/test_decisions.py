@@ -1,0 +1,115 @@
+"""uad.evaluation.decisions: which files are judged, and as which class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import save_tiny
+from image_folders import make_class, noise, save
+
+import engines
+from engines.errors import UserError
+from uad.evaluation.decisions import class_of, decide, find_images
+
+CLASSES = ["bolt", "nut"]
+
+
+def judge(model: Path, inputs: list[Path], out: Path) -> list[tuple[str, str]]:
+    """(name, class) of each image that is judged."""
+    with engines.load(model, "onnxruntime") as engine:
+        decisions = decide(engine, find_images(inputs), out)
+    return [(Path(decision.image).name, decision.class_name) for decision in decisions]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "model" / "a.onnx")
+
+
+def test_results_of_an_earlier_call_are_never_judged(model: Path, tmp_path: Path) -> None:
+    for index in range(3):
+        save(noise(index), tmp_path / "photos" / f"{index}.png")
+    expected = [(f"{index}.png", "") for index in range(3)]
+    assert judge(model, [tmp_path / "photos"], tmp_path / "photos" / "res") == expected
+    assert len(list((tmp_path / "photos" / "res" / "overlays").glob("*.png"))) == 3
+    assert judge(model, [tmp_path / "photos"], tmp_path / "elsewhere") == expected
+
+
+def test_the_results_may_go_into_the_folder_of_the_photographs(model: Path, tmp_path: Path) -> None:
+    save(noise(0), tmp_path / "photos" / "0.png")
+    for _ in range(2):
+        assert judge(model, [tmp_path / "photos"], tmp_path / "photos") == [("0.png", "")]
+
+
+def test_an_image_that_is_given_twice_is_judged_once(model: Path, tmp_path: Path) -> None:
+    path = save(noise(0), tmp_path / "photos" / "0.png")
+    assert judge(model, [tmp_path / "photos", path], tmp_path / "out") == [("0.png", "")]
+
+
+def test_hidden_folders_dead_links_and_linked_folders(model: Path, tmp_path: Path) -> None:
+    save(noise(0), tmp_path / "photos" / "0.png")
+    save(noise(1), tmp_path / "photos" / ".thumbnails" / "0.png")
+    save(noise(2), tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "photos" / "today").symlink_to(tmp_path / "elsewhere")
+    assert [name for name, _ in judge(model, [tmp_path / "photos"], tmp_path / "out")] == ["0.png", "1.png"]
+    (tmp_path / "photos" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match="1 link that lead nowhere, .*gone.png"):
+        find_images([tmp_path / "photos"])
+
+
+def test_a_link_into_a_store_has_the_class_of_its_own_folder(model: Path, tmp_path: Path) -> None:
+    save(noise(0), tmp_path / "store" / "bolt" / "abc.png")
+    link = tmp_path / "data" / "nut" / "test" / "spot" / "000.png"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "store" / "bolt" / "abc.png")
+    assert judge(model, [tmp_path / "data"], tmp_path / "out") == [("000.png", "nut")]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", "nut"),
+        ("nut", "nut"),
+        ("nut/test", "nut"),
+        ("nut/test/spot", "nut"),
+        ("nut/test/spot/000.png", "nut"),
+    ],
+)
+def test_the_class_comes_from_the_folders_below_what_is_given(given: str, expected: str, tmp_path: Path) -> None:
+    make_class(tmp_path, "nut")
+    path, source = tmp_path / "nut" / "test" / "spot" / "000.png", tmp_path / given
+    assert class_of(path, source, CLASSES) == expected
+
+
+def test_folders_far_above_what_is_given_say_nothing(tmp_path: Path) -> None:
+    path = save(noise(0), tmp_path / "bolt" / "project" / "new" / "photos" / "0.png")
+    assert class_of(path, path.parent, CLASSES) is None
+    assert class_of(path, tmp_path / "bolt", CLASSES) == "bolt"
+
+
+def test_the_innermost_folder_counts(tmp_path: Path) -> None:
+    path = save(noise(0), tmp_path / "bolt" / "nut" / "0.png")
+    assert class_of(path, tmp_path, CLASSES) == "nut"
+
+
+def test_a_missing_input_and_a_folder_without_images_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent: no such file or folder"):
+        find_images([tmp_path / "absent"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no images in .*empty: expected .png"):
+        find_images([tmp_path / "empty"])
+
+
+def test_an_overlay_marks_what_is_above_the_threshold_by_hand() -> None:
+    from uad.evaluation.decisions import overlay
+
+    photograph = np.full((2, 2, 3), 100, np.uint8)
+    shown = overlay(photograph, np.array([[0.0, 0.5], [1.0, 2.0]], np.float32), threshold=1.0)
+    assert shown.shape == (2, 4, 3)
+    np.testing.assert_array_equal(shown[:, :2], photograph)
+    # Below half the threshold nothing; at the threshold half red, at 1.5 times full: 0.35 * 100 + 0.65 * (255, 0, 0).
+    np.testing.assert_array_equal(shown[0, 2:], [[100, 100, 100], [100, 100, 100]])
+    np.testing.assert_array_equal(shown[1, 2], np.rint([0.35 * 100 + 0.65 * 255, 0.35 * 100 + 0.65 * 127.5, 35]))
+    np.testing.assert_array_equal(shown[1, 3], np.rint([0.35 * 100 + 0.65 * 255, 35, 35]))

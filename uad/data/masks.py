@@ -1,0 +1,164 @@
+"""Masks of defects: which files belong to an image, which of their pixels are defective, and how a mask shrinks."""
+
+import warnings
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from engines.errors import Doubt
+from engines.images import SUFFIXES, orientation, read_image
+from uad.data.files import count, images_below, listing
+
+ENDINGS = ("_mask", "", "_label")  # of a mask's name behind that of its image, the first that there is
+WANTED = "<name>_mask.png, <name>.png, <name>_label.png or <name>/*.png"
+NOISE = 16  # an 8-bit value up to this is background where a mask reaches 128: a mask that was once a JPEG has some
+MOST = 0.5  # of an image: a mask that covers more may be inverted
+
+
+class MaskFolder:
+    """The masks of one kind of defect, to be matched with its images."""
+
+    def __init__(self, folder: Path) -> None:
+        """List the masks; the folder may be absent."""
+        self._folder = folder
+        self._files = images_below(folder) if folder.is_dir() else []
+        self._by_name: Dict[str, Path] = {}
+        for path in self._files:
+            self._by_name.setdefault(str(path.relative_to(folder)).lower(), path)
+        self._taken: Dict[Path, None] = {}
+
+    def of(self, image: Path, below: Path) -> Tuple[Path, ...]:
+        """The masks of an image, of which all are joined; `below` is the folder of the images of this kind."""
+        inside = image.relative_to(below)
+        places = dict.fromkeys(str(place / inside.stem).lower() for place in (inside.parent, Path()))
+        for place in places:
+            for ending in ENDINGS:
+                for suffix in SUFFIXES:
+                    path = self._by_name.get(f"{place}{ending}{suffix}")
+                    if path is not None:
+                        return self._take([path])
+            joined = [path for name, path in self._by_name.items() if str(Path(name).parent) == place]
+            if joined:
+                return self._take(joined)
+        return ()
+
+    @property
+    def left(self) -> List[Path]:
+        """The masks that no image took."""
+        return [path for path in self._files if path not in self._taken]
+
+    def _take(self, paths: List[Path]) -> Tuple[Path, ...]:
+        self._taken.update(dict.fromkeys(paths))
+        return tuple(paths)
+
+
+def read_masks(paths: Sequence[Path], image: Optional[Path] = None) -> np.ndarray:
+    """Decode the masks of an image: (H, W) bool, True where one of them says that it is defective.
+
+    Where EXIF data turn a photograph by a quarter, a mask that has the size of the stored pixels is turned too.
+
+    Raises:
+        ImageFileError: a mask cannot be read, or two differ in size.
+    """
+    turn = orientation(image) if image is not None else 1
+    masks = []
+    for path in paths:
+        mask = _is_defective(path)
+        if turn in (5, 6, 7, 8) and image is not None and orientation(path) == 1:
+            stored = _stored_shape(image)
+            if mask.shape == stored and stored[0] != stored[1]:
+                mask = _turned(mask, turn)
+        masks.append(mask)
+    joined = masks[0].copy()
+    for mask in masks[1:]:
+        joined |= mask
+    return joined
+
+
+def shrink(mask: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) bool at another size (height, width): a pixel is defective if any of its source pixels is.
+
+    So no region vanishes; two that lie close may merge.
+    """
+    if mask.shape == tuple(size):
+        return mask
+    for axis, side in enumerate(size):
+        steps = np.arange(side + 1) * mask.shape[axis]
+        first, last = steps[:-1] // side, -(-steps[1:] // side)  # the source pixels that a pixel overlaps
+        counted = np.insert(mask.cumsum(axis=axis, dtype=np.int64), 0, 0, axis=axis)
+        mask = counted.take(last, axis=axis) > counted.take(first, axis=axis)
+    return mask
+
+
+def regions(mask: np.ndarray) -> int:
+    """How many connected regions a mask has; pixels that touch at a corner are connected."""
+    from scipy.ndimage import label
+
+    return int(label(mask, structure=np.ones((3, 3)))[1])
+
+
+def tell_of_doubtful(masks: Sequence[Tuple[Path, float]], turned: Sequence[Path]) -> None:
+    """Warn of masks that are empty, that cover most of their image, or whose photograph is turned.
+
+    Args:
+        masks: path, and the share of the image that it covers.
+        turned: masks without a rotation of their own, of photographs that EXIF turns without changing their size.
+    """
+    empty = [path for path, share in masks if share == 0]
+    full = [f"{path} ({100 * share:.0f}%)" for path, share in masks if share > MOST]
+    if empty:
+        warnings.warn(f"{count(empty, 'mask')} without a defective pixel: {listing(empty, 5)}", Doubt, 2)
+    if full:
+        warnings.warn(
+            f"{count(full, 'mask')} cover more than half of the image, inverted? {listing(full, 5)}", Doubt, 2
+        )
+    if turned:
+        said = f"{count(turned, 'mask')} of photographs that EXIF turns, taken as they are: {listing(turned, 5)}"
+        warnings.warn(said, Doubt, 2)
+
+
+def is_turned_in_place(image: Path, masks: Sequence[Path]) -> bool:
+    """Whether EXIF turns a photograph so that its size does not tell whether its mask was drawn before or after."""
+    turn = orientation(image)
+    height, width = _stored_shape(image)
+    return turn != 1 and (turn < 5 or height == width) and any(orientation(mask) == 1 for mask in masks)
+
+
+def _is_defective(path: Path) -> np.ndarray:
+    """(H, W) bool of one file.
+
+    Grey and colour: what is not black. A palette in which nothing is black, as an annotator's on a white ground: what
+    is not its first colour. An image that is black throughout and has transparent parts: what is opaque.
+    """
+    from PIL import Image
+
+    pixels = read_image(path, faint=True).max(axis=2)
+    with Image.open(path) as file:
+        mode, bands = file.mode, file.getbands()
+        if mode == "P" and pixels.all():
+            return np.asarray(np.asarray(file) != 0)
+        if "A" in bands and not pixels.any():
+            alpha = np.asarray(file.getchannel("A"))
+            return np.asarray(alpha > 127) if alpha.min() < alpha.max() else np.zeros(pixels.shape, bool)
+    return np.asarray(pixels > (NOISE if pixels.max() >= 128 and not mode.startswith("I") else 0))
+
+
+def _stored_shape(image: Path) -> Tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(image) as file:
+        return file.size[1], file.size[0]
+
+
+def _turned(mask: np.ndarray, turn: int) -> np.ndarray:
+    """What EXIF's orientations 5 to 8 do to stored pixels, as `ImageOps.exif_transpose`."""
+    from PIL import Image
+
+    steps = {
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    return np.asarray(Image.fromarray(mask).transpose(steps[turn]))

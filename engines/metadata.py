@@ -44,6 +44,9 @@ class ModelInfo:
     # fp32, fp16, int8, or mixed (int8 but for `float_layers`): of everything but the distance head, which is float32.
     precision: str = "fp32"
     float_layers: List[str] = dataclasses.field(default_factory=list)  # convolutions that a mixed model keeps in fp32
+    depths: Dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # class -> bits used in its 16-bit files, if it has any
     calibration: Optional[Dict[str, Any]] = None  # calibrator, images, seed; None for a float model
     # Of a graph that is not fp32: "images", class -> on how many the read-out was fitted again, and "thresholds", the
     # classes whose threshold was chosen again. None where both are those of the float model.
@@ -64,6 +67,12 @@ class ModelInfo:
     def threshold_of(self, class_name: Optional[str]) -> float:
         """The threshold of a class, or the global one where the class is None or not known to the model."""
         return self.thresholds.get(class_name, self.threshold) if class_name else self.threshold
+
+    def depth_of(self, class_name: Optional[str]) -> int:
+        """How many bits of a 16-bit file are used; where the class is not known, as many as in every class, or 16."""
+        known = set(self.depths.values())
+        only = known.pop() if len(known) == 1 else 16
+        return self.depths.get(class_name, only) if class_name else only
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -113,6 +122,8 @@ def _check(info: ModelInfo) -> None:
     for values in (info.mean, info.std):
         _require(len(values) == 3 and all(_is_finite(value) for value in values), "mean and std are of three colours")
     _require(all(value > 0 for value in info.std), "std must be above 0")
+    for name, depth in info.depths.items():
+        _require(name in names and depth in (10, 12, 14, 16), f"the depth of {name} is {depth}")
     _require(info.weight_bits in (7, 8), f"weight_bits is {info.weight_bits}")
     for name, value in info.residual_scales.items():
         _require(_is_finite(value) and value > 0, f"the scale of {name} is {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.errors import ImageFileError
-from engines.images import SUFFIXES, read_image, read_resized, resize
+from engines.errors import Doubt, ImageFileError
+from engines.images import SUFFIXES, grey_depth, read_image, read_resized, resize
 
 GREY = np.array([[0, 1, 100], [128, 254, 255]], np.uint8)
 COLOURS = np.array(
@@ -199,3 +200,49 @@ def test_resize_averages_what_it_shrinks() -> None:
 def test_read_resized_reads_and_resizes(tmp_path: Path) -> None:
     path = saved(Image.fromarray(np.full((6, 10, 3), 77, np.uint8)), tmp_path / "a.png")
     np.testing.assert_array_equal(read_resized(path, (3, 4)), np.full((3, 4, 3), 77))
+
+
+# Depths of 16-bit files -----------------------------------------------------------------------------------------------
+
+
+def wide(path: Path, *values: int) -> Path:
+    return saved(Image.fromarray(np.array([values], np.uint16)), path)
+
+
+@pytest.mark.parametrize(
+    ("highest", "depth"),
+    [(0, 10), (1023, 10), (1024, 12), (4095, 12), (4096, 14), (16383, 14), (16384, 16), (65535, 16)],
+)
+def test_the_depth_is_the_least_that_holds_the_values(highest: int, depth: int, tmp_path: Path) -> None:
+    assert grey_depth(wide(tmp_path / "a.png", 0, highest)) == depth
+
+
+def test_a_file_of_8_bits_has_no_depth(tmp_path: Path) -> None:
+    assert grey_depth(saved(Image.fromarray(GREY), tmp_path / "a.png")) is None
+    assert grey_depth(saved(Image.fromarray(COLOURS), tmp_path / "b.png")) is None
+
+
+@pytest.mark.parametrize("depth", [10, 12, 14, 16])
+def test_values_of_a_depth_fill_the_range(depth: int, tmp_path: Path) -> None:
+    full = 2**depth - 1
+    path = wide(tmp_path / "a.png", 0, full // 3, full)
+    np.testing.assert_array_equal(read_image(path, depth=depth)[0, :, 0], [0, 85, 255])
+    assert read_resized(path, (1, 3), depth)[0, 2, 0] == 255
+
+
+def test_twelve_bits_keep_their_greys(tmp_path: Path) -> None:
+    path = wide(tmp_path / "a.png", *range(0, 4096, 16))
+    assert len(np.unique(read_image(path, depth=12))) == 255  # 4080 is 254
+    with pytest.warns(Doubt, match="a.png has 16 bits a pixel but no value above 4080: .* nearly black"):
+        assert len(np.unique(read_image(path))) == 17
+
+
+def test_a_photograph_that_does_not_fit_its_depth_is_told(tmp_path: Path) -> None:
+    path = wide(tmp_path / "a.png", 0, 5000)
+    with pytest.warns(Doubt, match="a.png has values up to 5000, but those of its class have 12 bits"):
+        assert read_image(path, depth=12).max() == 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(path, depth=14)
+        read_image(wide(tmp_path / "b.png", 0, 40000))
+        read_image(wide(tmp_path / "c.png", 0, 1), faint=True)  # a mask

@@ -110,11 +110,22 @@ def test_format_that_is_no_number_is_an_error(format: Any) -> None:
         ({"residual_scales": {"x": 0.0}}, "the scale of x is 0.0"),
         ({"residual_scales": {"x": math.nan}}, "the scale of x is nan"),
         ({"model": None}, "model must be text"),
+        ({"depths": {"gear": 12}}, "the depth of gear is 12"),
+        ({"depths": {"nut": 11}}, "the depth of nut is 11"),
+        ({"weight_bits": 4}, "weight_bits is 4"),
     ],
 )
 def test_a_field_that_cannot_be_is_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelFileError, match=f"a.onnx: its description cannot be read .*{said}"):
         ModelInfo.from_json(described(**changes), "a.onnx")
+
+
+def test_the_depth_of_an_unknown_class_is_that_of_all_or_16() -> None:
+    assert tiny_info().depth_of("nut") == tiny_info().depth_of(None) == 16
+    one = tiny_info(depths={"nut": 12})
+    assert [one.depth_of(name) for name in ("nut", "bolt", None, "screw")] == [12, 12, 12, 12]
+    two = tiny_info(depths={"nut": 12, "bolt": 10})
+    assert [two.depth_of(name) for name in ("nut", "bolt", None, "screw")] == [12, 10, 16, 16]
 
 
 def test_a_defect_is_what_lies_strictly_above_the_threshold() -> None:

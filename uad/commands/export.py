@@ -369,7 +369,7 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     """The INT8 or mixed graph by post-training quantization; writes the files of --explain."""
     from export.placement import place
     from export.quantize import with_ranges, with_seven_bits
-    from uad.data.folder import test_samples
+    from uad.data.folder import test_samples, with_depths
     from uad.evaluation.float_layers import (
         Comparison,
         check_labelled,
@@ -387,7 +387,7 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     images = _images(source, options)
     good = good_for_agreement(images.spare) if is_auto else []
     folder = options.validation_data
-    labelled = [] if folder is None else check_labelled(test_samples(folder), folder)
+    labelled = [] if folder is None else check_labelled(with_depths(test_samples(folder), source.info), folder)
     calibrator = options.calibrator or "percentile"
     percentile = options.percentile or PERCENTILE
     refit = Refit(source.model, images)

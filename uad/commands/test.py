@@ -46,7 +46,7 @@ def test(options: TestOptions) -> Dict[str, Any]:
     Raises:
         UserError: a model, an image or an output cannot serve.
     """
-    from uad.data.folder import check_samples, test_samples
+    from uad.data.folder import check_samples, test_samples, with_depths
     from uad.evaluation.evaluate import evaluate, write_scores
     from uad.open import keep_descriptions, open_engine
     from uad.progress import progress
@@ -65,7 +65,7 @@ def test(options: TestOptions) -> Dict[str, Any]:
         engine = opened(options.model)
         reference = None if options.reference is None else opened(options.reference)
         with progress("Checking images", len(samples)) as step:
-            check_samples(samples, step)
+            check_samples(with_depths(samples, engine.info), step)
         with progress("Testing", len(samples)) as step:
             evaluation = evaluate(engine, samples, reference, step)
         report = {"model": str(options.model), "runtime": engine.runtime, "precision": engine.info.precision}

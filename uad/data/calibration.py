@@ -11,7 +11,7 @@ import numpy as np
 from engines.metadata import ModelInfo
 from export.errors import CalibrationError
 from export.quantize import random_normal_images
-from uad.data.folder import Sample, draw, each_image, find_classes, hold_out, load_images, train_samples
+from uad.data.folder import Sample, draw, each_image, find_classes, hold_out, load_images, train_samples, with_depths
 
 CALIBRATION_IMAGES = 128  # by default, or all that there are
 READOUT_IMAGES = 64  # of a class: they correct statistics, for which fewer do than to start anew
@@ -91,7 +91,7 @@ def calibration_images(
         return CalibrationImages(info, RANDOM_NORMAL, count or CALIBRATION_IMAGES, [], [], seed, [], [])
     if classes:
         find_classes(Path(source), classes)  # names those that are not there
-    available = train_samples(Path(source))
+    available = with_depths(train_samples(Path(source)), info)
     known = [sample for sample in available if sample.class_name in info.classes]
     held_out = _held_out(info, known)
     shuffled = draw(known or available, len(available), seed)

@@ -18,7 +18,8 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Ty
 import numpy as np
 
 from engines.errors import Doubt, ImageFileError
-from engines.images import read_image, resize
+from engines.images import grey_depth, read_image, resize
+from engines.metadata import ModelInfo
 from uad.data.files import count, folders_in, has_images, images_below, listing
 from uad.data.masks import WANTED, MaskFolder, is_turned_in_place, read_masks, regions, shrink, tell_of_doubtful
 from uad.errors import DataError
@@ -37,6 +38,7 @@ class Sample:
     class_name: str
     kind: str  # "good", or the kind of defect
     masks: Tuple[Path, ...] = ()  # of which all are joined
+    depth: int = 16  # bits used in a 16-bit file
 
     @property
     def is_defect(self) -> bool:
@@ -117,6 +119,28 @@ def test_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[Sa
     return samples
 
 
+def depths_of(samples: Sequence[Sample]) -> Dict[str, int]:
+    """Class -> how many bits its 16-bit files need, from the highest value in all of them; classes that have some.
+
+    Raises:
+        DataError: names every file that cannot be opened.
+    """
+    found: Dict[str, List[int]] = {}
+
+    def look(sample: Sample) -> None:
+        depth = grey_depth(sample.path)
+        if depth is not None:
+            found.setdefault(sample.class_name, []).append(depth)
+
+    _for_all(samples, look)
+    return {name: max(found[name]) for name in sorted(found)}
+
+
+def with_depths(samples: Sequence[Sample], info: ModelInfo) -> List[Sample]:
+    """Samples to be read as those that the model was trained on."""
+    return [dataclasses.replace(sample, depth=info.depth_of(sample.class_name)) for sample in samples]
+
+
 def hold_out(samples: Sequence[Sample], fraction: float, seed: int) -> Tuple[List[Sample], List[Sample]]:
     """Split good images into those to train on and those held out.
 
@@ -176,7 +200,8 @@ def load_images(
     images = np.empty((len(samples), *size, 3), np.uint8)
 
     def load(index: int) -> None:
-        images[index] = resize(read_image(samples[index].path), size)
+        sample = samples[index]
+        images[index] = resize(read_image(sample.path, depth=sample.depth), size)
         progress()
 
     _for_all(range(len(samples)), load)
@@ -203,7 +228,7 @@ def check_samples(samples: Sequence[Sample], progress: Callable[[], object] = la
     turned: Dict[Path, None] = {}
 
     def check(sample: Sample) -> None:
-        shape = read_image(sample.path).shape[:2]
+        shape = read_image(sample.path, depth=sample.depth).shape[:2]
         for path in sample.masks:
             mask = read_masks([path], sample.path)
             if mask.shape != shape:

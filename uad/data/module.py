@@ -1,6 +1,8 @@
 """The training data of one model: good images of all the classes, decoded and resized once, held in memory."""
 
+import dataclasses
 import functools
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -10,10 +12,12 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from engines.errors import Doubt
 from uad.data.batches import GoodImages
 from uad.data.folder import (
     Sample,
     check_samples,
+    depths_of,
     draw,
     find_classes,
     hold_out,
@@ -62,6 +66,7 @@ class AnomalyData(LightningDataModule):
         self.batch_size = batch_size
         self.held_out = held_out
         self.seed = seed
+        self.depths: Dict[str, int] = {}  # class -> bits used in its 16-bit files; known after `setup`
         self.training_samples: List[Sample] = []
         self.held_out_samples: List[Sample] = []
 
@@ -87,7 +92,7 @@ class AnomalyData(LightningDataModule):
             problems.append(str(error))
         try:
             with progress("Checking test images", len(samples)) as step:
-                check_samples(samples, step)
+                check_samples(self._as_trained(samples), step)
         except DataError as error:
             problems.append(str(error))
         if problems:
@@ -102,7 +107,13 @@ class AnomalyData(LightningDataModule):
         if self.held_out_samples:
             return
         samples = train_samples(self.root, self.classes)
-        self.training_samples, self.held_out_samples = hold_out(samples, self.held_out, self.seed)
+        self.depths = depths_of(samples)
+        few = {name: depth for name, depth in self.depths.items() if depth < 16}
+        if few:
+            said = ", ".join(f"{name} has {depth}" for name, depth in few.items())
+            warnings.warn(f"of the 16 bits of a pixel {said}: their values are stretched to the full range", Doubt, 2)
+        good = self._as_trained(samples)
+        self.training_samples, self.held_out_samples = hold_out(good, self.held_out, self.seed)
         with progress("Reading good images", len(samples)) as step:
             images = torch.from_numpy(load_images(self.training_samples + self.held_out_samples, self.size, step))
         self.training_images, self.held_out_images = images.tensor_split([len(self.training_samples)])
@@ -141,6 +152,9 @@ class AnomalyData(LightningDataModule):
     def val_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
         """The held-out good images."""
         return DataLoader(TensorDataset(self.held_out_images, self._labels(self.held_out_samples)), self.batch_size)
+
+    def _as_trained(self, samples: List[Sample]) -> List[Sample]:
+        return [dataclasses.replace(sample, depth=self.depths.get(sample.class_name, 16)) for sample in samples]
 
     def _labels(self, samples: List[Sample]) -> Tensor:
         return torch.tensor([self.class_names.index(sample.class_name) for sample in samples], dtype=torch.int64)

@@ -73,16 +73,16 @@ def decide(
         DataError: names every file that cannot be read; then nothing is written.
         UserError: an unknown class.
     """
-    check_samples([Sample(path, "", "") for path in images])
+    names = {path: class_name or class_of(path, source, engine.info.classes) for path, source in images.items()}
+    check_samples([Sample(path, "", "", depth=engine.info.depth_of(name)) for path, name in names.items()])
     if class_name is not None and class_name not in engine.info.thresholds:
         raise UserError(f"unknown class '{class_name}': the model knows {', '.join(engine.info.thresholds)}")
     decisions = []
     overlays = make_folder(out / "overlays")
     (overlays / RESULTS).touch()
-    for number, (path, source) in enumerate(images.items()):
-        photograph = read_image(path)
+    for number, (path, name) in enumerate(names.items()):
+        photograph = read_image(path, depth=engine.info.depth_of(name))
         prediction = engine.infer(resize(photograph, engine.info.size)[None], [str(path)])
-        name = class_name or class_of(path, source, engine.info.classes)
         threshold = engine.info.threshold_of(name)
         score = float(prediction.score[0])
         file = overlays / f"{number:05d}_{path.stem}.png"

@@ -9,7 +9,7 @@ import numpy as np
 from engines import Engine, Prediction
 from engines.errors import UserError
 from engines.metadata import is_defect
-from uad.data.folder import Sample, load_images, mask_of
+from uad.data.folder import Sample, load_images, mask_of, with_depths
 from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, spearman
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "image_f1")
@@ -77,6 +77,7 @@ def evaluate(
     ):
         raise UserError(f"the reference takes images of {reference.info.size}, the model of {engine.info.size}")
     images: List[ScoredImage] = []
+    samples = with_depths(samples, engine.info)
     classes: Dict[str, Any] = {}
     for name in sorted({sample.class_name for sample in samples}):
         members = [sample for sample in samples if sample.class_name == name]

@@ -135,6 +135,7 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, out: Pat
         threshold=threshold_at(scores, false_positive_rate),
         false_positive_rate=false_positive_rate,
         split=data.split,
+        depths=data.depths,
         height=height,
         width=width,
         resize=RESIZE_RULE,

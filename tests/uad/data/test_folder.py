@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graphs import tiny_info
 from image_folders import SIZE, make_class, noise, save
+from PIL import Image
 
 from engines.errors import Doubt
 from uad.data import folder
@@ -233,6 +235,27 @@ def test_linked_folders_are_followed_and_do_not_go_round(tmp_path: Path) -> None
     (good / "today").symlink_to(tmp_path / "elsewhere" / "nut" / "train" / "good")
     (good / "again").symlink_to(good)
     assert len(folder.train_samples(tmp_path / "data")) == 4
+
+
+def save_deep(path: Path, seed: int, highest: int) -> Path:
+    """A grey photograph of 16 bits a pixel whose values end at `highest`."""
+    values = np.random.default_rng(seed).integers(0, highest, (SIZE, SIZE))
+    values[0, 0] = highest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.astype(np.uint16)).save(path)
+    return path
+
+
+def test_the_depth_is_that_of_all_images_of_a_class(tmp_path: Path) -> None:
+    make_class(tmp_path, "bolt", train=2)
+    for index, highest in enumerate((900, 4000, 100)):
+        save_deep(tmp_path / "nut" / "train" / "good" / f"{index}.png", index, highest)
+    samples = folder.train_samples(tmp_path)
+    depths = folder.depths_of(samples)
+    assert depths == {"nut": 12}
+    known = folder.with_depths(samples, tiny_info(depths=depths))
+    images = folder.load_images([sample for sample in known if sample.class_name == "nut"], (SIZE, SIZE))
+    assert [int(image.max()) for image in images] == [round(255 * highest / 4095) for highest in (900, 4000, 100)]
 
 
 # Masks ----------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from graphs import save_tiny
 from image_folders import make_class, noise, save
+from PIL import Image
 
 import engines
 from engines.errors import UserError
@@ -87,6 +88,18 @@ def test_folders_far_above_what_is_given_say_nothing(tmp_path: Path) -> None:
     path = save(noise(0), tmp_path / "bolt" / "project" / "new" / "photos" / "0.png")
     assert class_of(path, path.parent, CLASSES) is None
     assert class_of(path, tmp_path / "bolt", CLASSES) == "bolt"
+
+
+def test_photographs_are_read_with_the_depth_of_their_class(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (16, 16)).astype(np.uint16)
+    deep = tmp_path / "data" / "nut" / "0.png"
+    deep.parent.mkdir(parents=True)
+    Image.fromarray(values).save(deep)
+    same = save(np.repeat(np.rint(values * (255 / 4095)).astype(np.uint8)[..., None], 3, 2), tmp_path / "same" / "0.png")
+    model = save_tiny(tmp_path / "model" / "a.onnx", depths={"nut": 12})
+    with engines.load(model, "onnxruntime") as engine:
+        found = [decide(engine, find_images([path.parent]), tmp_path / "out")[0].score for path in (deep, same)]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_the_innermost_folder_counts(tmp_path: Path) -> None:

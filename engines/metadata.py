@@ -43,7 +43,7 @@ class ModelInfo:
     std: List[float]
     # fp32, fp16, int8, or mixed (int8 but for `float_layers`): of everything but the distance head, which is float32.
     precision: str = "fp32"
-    float_layers: List[str] = dataclasses.field(default_factory=list)  # convolutions that a mixed model keeps in fp32
+    float_layers: List[str] = dataclasses.field(default_factory=list)  # what a mixed or fp16 model keeps in fp32
     depths: Dict[str, int] = dataclasses.field(
         default_factory=dict
     )  # class -> bits used in its 16-bit files, if it has any

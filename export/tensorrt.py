@@ -19,7 +19,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Tuple
 
 import onnx
 
@@ -100,7 +100,7 @@ def build_plan(
             builder, network = create_network(strongly_typed=typed)
             # The parser holds the weights, so it lives until the plan is built; and so does the monitor.
             parser = _parse(trt, network, model if settings.max_batch else _static(model, settings.batch), said)
-            held = [] if typed else hold_in_float32(trt, network, model)
+            held = [] if typed else hold_in_float32(trt, network, model, info.float_layers)
             config = _configuration(trt, builder, network, info, settings, cache, monitor)
             plan = bytes(engine_bytes_from_network((builder, network, parser), config))
         except PolygraphyException as error:
@@ -131,15 +131,16 @@ def default_timing_cache(version: str, device: Device) -> Path:
     return folder / "uad" / re.sub(r"[^\w.-]+", "-", f"timing-{version}-{device.kind}".strip(") ") + ".cache")
 
 
-def hold_in_float32(trt: Any, network: Any, model: onnx.ModelProto) -> List[str]:
+def hold_in_float32(trt: Any, network: Any, model: onnx.ModelProto, also: Collection[str] = ()) -> List[str]:
     """Bind the layers of the normalisation and the head, and their outputs, to float32; returns their names.
 
+    So are those of the backbone that the file keeps in float, whose names are given: float16 cannot hold their values.
     The parser names a layer after its node, with a number behind it where a node becomes several. A constant has the
     name of its initializer, and what the parser adds to bring shapes together has no name of ours: those belong to
     the head if it reads them. Q and DQ stay free, to be fused. A cast is bound by its output alone.
     """
-    ours = {node.name for node in model.graph.node if not in_backbone(node)}
-    backbone = {node.name for node in model.graph.node if in_backbone(node)}
+    nodes = {node.name: in_backbone(node) and node.name not in also for node in model.graph.node}
+    ours, backbone = ({name for name, is_free in nodes.items() if is_free == wanted} for wanted in (False, True))
     quantizers = _types(trt, "QUANTIZE", "DEQUANTIZE")
     casts = _types(trt, "IDENTITY", "CAST")
     read = {network.get_output(index).name for index in range(network.num_outputs)}  # by a layer that is held

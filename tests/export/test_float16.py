@@ -9,7 +9,7 @@ from graphs import FEATURES, Builder, node_of, random_images, runtime_outputs, s
 from onnx import TensorProto, helper
 
 from engines.graph import constants, in_backbone
-from export.float16 import to_float16
+from export.float16 import beyond_float16, to_float16
 
 IMAGES = random_images(4, size=32)
 LARGEST = float(np.finfo(np.float16).max)  # 65504
@@ -89,15 +89,57 @@ def test_squared_norms_beyond_float16_are_right() -> None:
     np.testing.assert_allclose(half, score, rtol=0.01)
 
 
-def test_constants_beyond_float16_are_clipped() -> None:
+def test_bounds_beyond_float16_are_clipped() -> None:
     b = Builder()
     x = b.conv(b.normalize(), "teacher/a", 2)
     model = b.tap(b.clip(x, "teacher/clip", low=-1e30, high=float(np.finfo(np.float32).max)))
-    set_constant(model, "teacher/a.bias", np.array([1e6, -1e6], np.float32))
+    assert beyond_float16(model) == []
     values = constants(to_float16(model))
-    np.testing.assert_array_equal(values["teacher/a.bias_fp16"], np.array([LARGEST, -LARGEST], np.float16))
     assert values["teacher/clip.min_fp16"] == -LARGEST and values["teacher/clip.max_fp16"] == LARGEST
     assert np.isfinite(runtime_outputs(to_float16(model), random_images(1), ["feature0"])[0]).all()
+
+
+def large(factor: float) -> onnx.ModelProto:
+    """Two convolutions, of which the first multiplies by a factor and the second takes it back."""
+    b = Builder()
+    x = b.conv(b.relu(b.conv(b.normalize(), "teacher/a", 4), "teacher/relu"), "teacher/b", 4)
+    model = b.tap(b.relu(x, "teacher/last"))
+    for name, scale in (("teacher/a", factor), ("teacher/b", 1 / factor)):
+        set_constant(model, f"{name}.weight", constants(model)[f"{name}.weight"] * np.float32(scale))
+    set_constant(model, "teacher/a.bias", constants(model)["teacher/a.bias"] * np.float32(factor))
+    return model
+
+
+def test_weights_beyond_float16_stay_in_float32() -> None:
+    model = large(1e6)
+    kept = beyond_float16(model)
+    assert kept == ["/teacher/a/Conv"]
+    half = to_float16(model, kept)
+    onnx.checker.check_model(half, full_check=True)
+    assert constants(half)["teacher/a.weight"].dtype == np.float32
+
+
+def test_activations_beyond_float16_stay_in_float32_with_who_reads_them() -> None:
+    model, images = large(2e5), random_images(2)
+    assert np.abs(constants(model)["teacher/a.weight"]).max() > LARGEST
+    kept = beyond_float16(model, images)
+    assert kept == ["/teacher/a/Conv", "/teacher/relu/Relu", "/teacher/b/Conv"]
+    half = to_float16(model, kept)
+    onnx.checker.check_model(half, full_check=True)
+    plain, found = (runtime_outputs(graph, images, ["feature0"])[0] for graph in (model, half))
+    np.testing.assert_allclose(found, plain, rtol=0.01, atol=0.01)
+    free = runtime_outputs(to_float16(model), images, ["feature0"])[0]
+    assert not np.allclose(free, plain, rtol=0.01, atol=0.01)  # what a clipped graph gives
+
+
+def test_activations_are_looked_at_where_no_constant_tells() -> None:
+    model, images = large(3e4), random_images(2)
+    assert np.abs(constants(model)["teacher/a.weight"]).max() < LARGEST and beyond_float16(model) == []
+    assert beyond_float16(model, images) == ["/teacher/a/Conv", "/teacher/relu/Relu", "/teacher/b/Conv"]
+
+
+def test_nothing_is_kept_that_fits() -> None:
+    assert beyond_float16(tiny(), random_images(2)) == []
 
 
 def test_initializer_that_head_and_backbone_share_is_kept_in_both_types() -> None:

@@ -163,9 +163,22 @@ def test_the_plan_computes_what_the_file_says(release: str, precision: str, fake
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("release", HINTED)
+def test_layers_that_the_file_keeps_in_float_are_bound_too(release: str, fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    trt, _ = fake_gpu(release)
+    kept = ["/teacher/conv1/Conv", "/teacher/relu/Relu"]
+    model, info = to_float16(with_readout(), kept), tiny_info(precision="fp16", float_layers=kept)
+    path = build_tiny(tmp_path / "a.plan", model, info)
+    bound = {layer.name for layer in trt._builds[0].network._layers if layer.precision_is_set}
+    assert bound >= set(kept) and "/student/conv1/Conv" not in bound
+    with engines.load(path) as engine:
+        found = engine.infer(IMAGES[:1])
+    np.testing.assert_array_equal(found.score, runtime_outputs(model, IMAGES[:1], ["score"])[0])
+
+
 def test_the_fake_rounds_what_is_left_free(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_gpu("8.5.2")
-    monkeypatch.setattr("export.tensorrt.hold_in_float32", lambda trt, network, model: [])
+    monkeypatch.setattr("export.tensorrt.hold_in_float32", lambda trt, network, model, also: [])
     model, info = model_of("fp16")
     with engines.load(build_tiny(tmp_path / "a.plan", model, info)) as engine:
         found = engine.infer(IMAGES[:1])

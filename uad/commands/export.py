@@ -306,18 +306,24 @@ def _refuse_calibration(options: ExportOptions, why: str) -> None:
 
 
 def _half(source: Source, options: ExportOptions) -> Result:
-    """The FP16 graph; with images, it is fitted to them."""
-    from export.float16 import to_float16
+    """The FP16 graph; with images, what passes its range on them stays in float32, and it is fitted to them."""
+    from export.float16 import beyond_float16, to_float16
     from uad.data.calibration import RANDOM_NORMAL
     from uad.evaluation.refit import Refit
+    from uad.progress import counted, progress
 
-    half = Result(to_float16(source.model), dataclasses.replace(source.info, precision="fp16"))
-    if options.calibration_data is None:
-        return half
     if options.calibration_data == RANDOM_NORMAL:
         raise CalibrationError("fp16 needs no ranges, and random-normal images show no class: give a folder, or none")
-    images = _images(source, options)
-    return _fitted(half, Refit(source.model, images), images)
+    images = None if options.calibration_data is None else _images(source, options)
+    if images is None:
+        kept = beyond_float16(source.model)
+    else:
+        with progress("Looking for what float16 cannot hold", images.count) as step:
+            kept = beyond_float16(source.model, counted(images, step))
+    info = dataclasses.replace(source.info, precision="fp16", float_layers=kept)
+    told = f"; left in float32, beyond the range of float16: {', '.join(kept)}" if kept else ""
+    half = Result(to_float16(source.model, kept), info, told)
+    return half if images is None else _fitted(half, Refit(source.model, images), images)
 
 
 def _images(source: Source, options: ExportOptions) -> "CalibrationImages":

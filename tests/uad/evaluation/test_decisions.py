@@ -95,7 +95,9 @@ def test_photographs_are_read_with_the_depth_of_their_class(tmp_path: Path) -> N
     deep = tmp_path / "data" / "nut" / "0.png"
     deep.parent.mkdir(parents=True)
     Image.fromarray(values).save(deep)
-    same = save(np.repeat(np.rint(values * (255 / 4095)).astype(np.uint8)[..., None], 3, 2), tmp_path / "same" / "0.png")
+    same = save(
+        np.repeat(np.rint(values * (255 / 4095)).astype(np.uint8)[..., None], 3, 2), tmp_path / "same" / "0.png"
+    )
     model = save_tiny(tmp_path / "model" / "a.onnx", depths={"nut": 12})
     with engines.load(model, "onnxruntime") as engine:
         found = [decide(engine, find_images([path.parent]), tmp_path / "out")[0].score for path in (deep, same)]

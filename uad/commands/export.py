@@ -1,6 +1,7 @@
 """`uad export`: a checkpoint or an ONNX file to an ONNX file or a TensorRT plan of the asked precision."""
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -323,7 +324,9 @@ def _half(source: Source, options: ExportOptions) -> Result:
     info = dataclasses.replace(source.info, precision="fp16", float_layers=kept)
     told = f"; left in float32, beyond the range of float16: {', '.join(kept)}" if kept else ""
     half = Result(to_float16(source.model, kept), info, told)
-    return half if images is None else _fitted(half, Refit(source.model, images), images)
+    if images is None:
+        return dataclasses.replace(half, summary=f"{told}\nno images given: read-out and thresholds stay those of fp32")
+    return _fitted(half, Refit(source.model, images), images)
 
 
 def _images(source: Source, options: ExportOptions) -> "CalibrationImages":
@@ -342,7 +345,8 @@ def _images(source: Source, options: ExportOptions) -> "CalibrationImages":
 
 def _fitted(result: Result, refit: "Refit", images: "CalibrationImages") -> Result:
     """A graph of another precision with the read-out and the thresholds that it needs."""
-    from uad.evaluation.refit import choose_thresholds
+    from uad.evaluation.metrics import too_few
+    from uad.evaluation.refit import choose_thresholds, share_above
     from uad.progress import progress
 
     with progress("Fitting the read-out again", refit.passes) as step:
@@ -350,7 +354,15 @@ def _fitted(result: Result, refit: "Refit", images: "CalibrationImages") -> Resu
     with progress("Choosing thresholds", len(images.held_out)) as step:
         info, chosen = choose_thresholds(model, result.info, images.held_out, step)
     info = dataclasses.replace(info, refitted={"images": refit.counts, "thresholds": chosen})
-    return Result(model, info, result.summary + _fitted_summary(refit, images, info.precision, chosen))
+    told = _fitted_summary(refit, images, info.precision, chosen)
+    unchanged = [sample for sample in images.readout if sample.class_name not in chosen]
+    with progress("Trying thresholds", len(unchanged)) as step:
+        for name, share in share_above(model, info, unchanged, step).items():
+            asked = f"{100 * info.false_positive_rate:g}% was asked for"
+            told += f"\n{name}: {100 * share:.0f}% of the good images given lie above its threshold, {asked}"
+    counts = Counter(sample.class_name for sample in images.held_out)
+    few = too_few(counts, info.false_positive_rate)
+    return Result(model, info, result.summary + told + (f"\n{few}" if few else ""))
 
 
 def _fitted_summary(refit: "Refit", images: "CalibrationImages", precision: str, chosen: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ rule of the whole project is: an image is called defective iff its score is stri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -89,6 +89,32 @@ def threshold_at(scores_of_good: ArrayLike, false_positive_rate: float) -> float
     # Compared as k/n rather than floor(rate * n): 0.29 * 100 is 28.999..., yet 29 of 100 is 0.29.
     allowed = np.count_nonzero(np.arange(1, values.size) / values.size <= false_positive_rate)
     return float(values[allowed])
+
+
+def promised_rate(images: int, false_positive_rate: float) -> float:
+    """With which probability a further good image lies above a threshold that `threshold_at` chose on so many.
+
+    (k+1)/(n+1), as there: of 12 images and a rate of 0.05 it is 1/13, 8 %, and 5 % needs 19 images at least.
+    """
+    allowed = np.count_nonzero(np.arange(1, images) / images <= false_positive_rate)
+    return float((allowed + 1) / (images + 1))
+
+
+def too_few(counts: Mapping[str, int], false_positive_rate: float) -> str:
+    """What thresholds promise of the classes that have too few images for the rate; "" where all have enough.
+
+    Args:
+        counts: class -> on how many good images its threshold was chosen.
+        false_positive_rate: that was asked for. Up to one and a half times of it is let pass.
+    """
+    rates = {name: promised_rate(count, false_positive_rate) for name, count in counts.items() if count}
+    said = [
+        f"{name} {100 * rate:.0f}% ({counts[name]} images)"
+        for name, rate in rates.items()
+        if rate > 1.5 * false_positive_rate
+    ]
+    asked = f"thresholds for {100 * false_positive_rate:g}% false alarms rest on few held-out images"
+    return f"{asked}, a further good image lies above in up to: {', '.join(said)}" if said else ""
 
 
 def thresholds_at(scores_of_good: ArrayLike, classes: Sequence[str], false_positive_rate: float) -> dict[str, float]:

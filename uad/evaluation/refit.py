@@ -8,11 +8,11 @@ corrects the statistics (`export.readout`).
 
 import dataclasses
 from collections import Counter
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import onnx
 
-from engines.metadata import ModelInfo
+from engines.metadata import ModelInfo, is_defect
 from export.quantize import observe
 from export.readout import Seen, read_statistics, refit, see, widen, with_statistics
 from uad.data.calibration import READOUT_IMAGES, CalibrationImages, first_of_each_class
@@ -84,6 +84,18 @@ class Refit:
             counted(each_image(self._samples, size), step),
             [classes.index(sample.class_name) for sample in self._samples],
         )
+
+
+def share_above(
+    model: onnx.ModelProto, info: ModelInfo, good: Sequence[Sample], step: Step = lambda: None
+) -> Dict[str, float]:
+    """Class -> part of these good images that a deployed graph would call defective."""
+    images = counted(each_image(good, info.size), step)
+    scores = [values["score"][0] for values in observe(model, ["score"], images)] if good else []
+    called: Dict[str, List[bool]] = {}
+    for sample, score in zip(good, scores):
+        called.setdefault(sample.class_name, []).append(is_defect(score, info.threshold_of(sample.class_name)))
+    return {name: sum(each) / len(each) for name, each in called.items()}
 
 
 def choose_thresholds(

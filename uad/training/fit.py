@@ -11,6 +11,7 @@ RUN/metrics.json   its accuracy on the test images; null where there are none
 import copy
 import logging
 import warnings
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, Optional
@@ -20,7 +21,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from engines.errors import UserError
+from engines.errors import Doubt, UserError
 from engines.files import make_folder, replacing, write_json
 from engines.images import RESIZE_RULE
 from engines.metadata import ModelInfo
@@ -29,7 +30,7 @@ from uad.data.folder import test_samples
 from uad.data.module import AnomalyData
 from uad.errors import TrainingError
 from uad.evaluation.evaluate import evaluate
-from uad.evaluation.metrics import threshold_at, thresholds_at
+from uad.evaluation.metrics import threshold_at, thresholds_at, too_few
 from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress
@@ -141,6 +142,9 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, out: Pat
         resize=RESIZE_RULE,
         versions={name: version(name) for name in ("torch", "torchvision", "lightning")},
     )
+    few = too_few(Counter(names), false_positive_rate)
+    if few:
+        warnings.warn(few, Doubt, stacklevel=2)
     path = out / "model.ckpt"
     save_checkpoint(path, model.state_to_save(), model.config, info, model.quantization)
     samples = test_samples(data.root, data.classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,22 @@ def test_an_int8_file_is_turned_into_that_of_another_target(
     assert "--calibration-data is for --precision int8, auto or fp16" in message
     message = error_of("export", small, "--calibration-data", root, "--out", again)
     assert "is int8 already: leave out --calibration-data" in message
+
+
+def test_the_summary_says_what_thresholds_promise(
+    model: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Two classes of 24 images as the model was trained on, of which two each were held out.
+    export(model, root, tmp_path / "a.onnx", "int8")
+    said = capsys.readouterr().out
+    assert "thresholds for 5% false alarms rest on few held-out images" in said and "nut 33% (2 images)" in said
+    make_class(tmp_path / "more", "nut", train=30)
+    export(model, tmp_path / "more", tmp_path / "b.onnx", "int8")
+    said = capsys.readouterr().out
+    assert "thresholds stay those of fp32" in said
+    assert re.search(r"nut: \d+% of the good images given lie above its threshold, 5% was asked for", said)
+    assert cli.main(["export", str(model), "--precision", "fp16", "--out", str(tmp_path / "c.onnx")]) == 0
+    assert "no images given: read-out and thresholds stay those of fp32" in capsys.readouterr().out
 
 
 def test_seven_bits_on_request(error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path) -> None:

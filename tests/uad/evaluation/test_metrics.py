@@ -13,7 +13,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped,unused-ignore]
     roc_auc_score,
 )
 
-from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, spearman, threshold_at
+from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, promised_rate, spearman, threshold_at, too_few
 
 
 def curve_of(*images: tuple[Any, Any]) -> PixelCurve:
@@ -387,3 +387,24 @@ def test_memory_does_not_grow_with_the_pixels() -> None:
     assert after_all - after_one < 0.5 * mebibyte
     assert peak < 40 * mebibyte
     assert curve.auroc() is not None
+
+
+# ------------------------------------------------------------------------------- what a number of images promises
+
+
+@pytest.mark.parametrize(
+    ("images", "rate", "expected"),
+    [(12, 0.05, 1 / 13), (19, 0.05, 1 / 20), (20, 0.05, 2 / 21), (60, 0.05, 4 / 61), (1, 0.0, 0.5)],
+)
+def test_what_a_number_of_images_promises(images: int, rate: float, expected: float) -> None:
+    assert promised_rate(images, rate) == pytest.approx(expected)
+    # By the definition: of n + 1 equally likely places of a further score, those above the threshold.
+    threshold = threshold_at(np.arange(images, dtype=float), rate)
+    assert promised_rate(images, rate) == pytest.approx((images - threshold) / (images + 1))
+
+
+def test_too_few_images_are_said_by_class() -> None:
+    said = too_few({"bolt": 12, "nut": 60, "gear": 3}, 0.05)
+    assert said.startswith("thresholds for 5% false alarms rest on few held-out images")
+    assert "bolt 8% (12 images), gear 25% (3 images)" in said and "nut" not in said
+    assert too_few({"nut": 60}, 0.05) == too_few({}, 0.05) == ""

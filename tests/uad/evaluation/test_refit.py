@@ -19,7 +19,7 @@ from export.readout import read_statistics, see
 from uad.data.calibration import calibration_images
 from uad.data.folder import hold_out, load_images, train_samples
 from uad.evaluation.metrics import threshold_at
-from uad.evaluation.refit import Refit, choose_thresholds
+from uad.evaluation.refit import Refit, choose_thresholds, share_above
 
 SIZE = (16, 16)
 SPLIT = {"seed": 3, "held_out": 0.25, "images": {"bolt": 24, "nut": 24}}
@@ -126,3 +126,17 @@ def test_too_few_images_of_a_class_correct_nothing(tmp_path: Path) -> None:
     make_class(tmp_path, "nut", train=6)
     images = calibration_images(info(), str(tmp_path))
     assert Refit(with_readout(), images).counts == {"bolt": 18}
+
+
+def test_the_share_above_is_counted_by_hand(root: Path) -> None:
+    model, good = with_readout(), train_samples(root)
+    scores = {
+        name: [
+            float(values["score"][0])
+            for values in observe(model, ["score"], load_images([s for s in good if s.class_name == name], SIZE))
+        ]
+        for name in ("bolt", "nut")
+    }
+    thresholds = {"bolt": sorted(scores["bolt"])[-4], "nut": max(scores["nut"])}
+    assert share_above(model, info(thresholds=thresholds), good) == {"bolt": 3 / 24, "nut": 0.0}
+    assert share_above(model, info(), []) == {}

@@ -23,6 +23,7 @@ from engines.graph import attribute, constants, consumers, in_backbone, producer
 from export.quantize import observe
 
 LIMIT = 64.0  # the greatest factor: a channel that is nearly dead is not blown up
+MARGIN = 1.0  # of a channel's range above its values on good images
 
 
 def equalize(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelProto:
@@ -93,9 +94,9 @@ def equalizable(model: onnx.ModelProto) -> Dict[str, Tuple[str, List[str]]]:
 
 
 def _factors(amax: np.ndarray) -> np.ndarray:
-    """(channels,) -> what brings each to the greatest; 1 for a dead channel."""
+    """(channels,) -> what brings each to the greatest but for the margin; 1 for a dead channel."""
     alive = np.where(amax > 0, amax, amax.max())
-    return np.minimum(amax.max() / alive, LIMIT) if amax.any() else np.ones_like(amax)
+    return np.clip(amax.max() / (MARGIN * alive), 1.0, LIMIT) if amax.any() else np.ones_like(amax)
 
 
 def _is_depthwise(node: onnx.NodeProto, fixed: Dict[str, np.ndarray]) -> bool:

@@ -1,0 +1,140 @@
+"""uad.evaluation.evaluate: every figure of `uad test` by hand, on an engine that answers what it is told."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import tiny_info
+from image_folders import save
+
+from engines import Engine, Prediction
+from engines.errors import UserError
+from uad.data.folder import Sample
+from uad.evaluation.evaluate import evaluate, write_scores
+
+SIZE, GRID = 16, 4
+
+
+class Told(Engine):
+    """Gives an image whose grey value is v the v-th of some scores, and a map of that score."""
+
+    runtime, arithmetic, batch = "told", "f32", 2
+
+    def __init__(self, scores: list[float], bolt: float = 1.0, nut: float = 1.0, size: int = SIZE) -> None:
+        self.info = tiny_info(size, thresholds={"bolt": bolt, "nut": nut})
+        self.scores = scores
+
+    def run(self, images: np.ndarray) -> Prediction:
+        score = np.array([self.scores[image[0, 0, 0]] for image in images], np.float32)
+        anomaly_map = np.zeros((len(images), GRID, GRID), np.float32)
+        anomaly_map[:, 0, 0] = score
+        return Prediction(score, anomaly_map)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def samples(folder: Path, *kinds: str, class_name: str = "nut", first: int = 0) -> list[Sample]:
+    """An image of each kind; the first has the grey value `first`, the next one more."""
+    made = []
+    for number, kind in enumerate(kinds, start=first):
+        image = np.full((SIZE, SIZE, 3), number, np.uint8)
+        made.append(Sample(save(image, folder / f"{number}.png"), class_name, kind))
+    return made
+
+
+def test_image_figures_by_hand(tmp_path: Path) -> None:
+    images = samples(tmp_path, "good", "good", "spot", "spot")
+    report = evaluate(Told([0.1, 0.5, 0.4, 0.9]), images).report
+    (nut,) = report["classes"].values()
+    assert nut["image_auroc"] == pytest.approx(3 / 4)  # of the four pairs, 0.4 lies below 0.5
+    assert nut["image_f1"] == pytest.approx(0.8)  # 0.4 and above: 2 of 3 called are right, and both are found
+    assert (nut["n_good"], nut["n_bad"], nut["n_masks"]) == (2, 2, 0)
+    assert nut["pixel_auroc"] is None and "agreement" not in nut and "agreement" not in report
+
+
+def test_figures_over_all_are_means_over_the_classes(tmp_path: Path) -> None:
+    nuts = samples(tmp_path, "good", "spot")
+    bolts = samples(tmp_path, "good", "good", "spot", class_name="bolt", first=2)
+    report = evaluate(Told([0.1, 0.9, 0.2, 0.6, 0.4]), [*nuts, *bolts]).report
+    assert list(report["classes"]) == ["bolt", "nut"]
+    assert [report["classes"][name]["image_auroc"] for name in ("bolt", "nut")] == [0.5, 1.0]
+    assert report["image_auroc"] == 0.75
+
+
+def test_flipped_is_where_the_two_decide_otherwise_each_at_its_own_threshold(tmp_path: Path) -> None:
+    images = samples(tmp_path, "good", "good", "spot", "spot")
+    model, reference = Told([1.0, 2.0, 3.0, 4.0], nut=2.5), Told([10.0, 30.0, 40.0, 20.0], nut=25.0)
+    report = evaluate(model, images, reference).report
+    agreement = report["agreement"]
+    # The model calls the last two defective, the reference the second and third.
+    assert agreement["flipped"] == report["classes"]["nut"]["agreement"]["flipped"] == 0.5
+    # At the reference's 25 the model would call none.
+    assert agreement["flipped_before"] == 0.5
+    assert agreement["max_abs_map_diff"] == 37.0
+    assert agreement["max_relative_score_diff"] == pytest.approx(28 / 30)
+    assert agreement["spearman"] == pytest.approx(0.4)  # ranks 1 2 3 4 beside 1 3 4 2: 1 - 6 * 6 / 60
+
+
+def test_flipped_before_differs_where_thresholds_were_chosen_again(tmp_path: Path) -> None:
+    images = samples(tmp_path, "good", "good", "spot", "spot")
+    doubled = evaluate(Told([2.0, 4.0, 6.0, 8.0], nut=5.0), images, Told([1.0, 2.0, 3.0, 4.0], nut=2.5)).report
+    assert doubled["agreement"]["flipped"] == 0.0
+    assert doubled["agreement"]["flipped_before"] == 0.25  # 4.0 lies above 2.5, 2.0 does not
+
+
+def test_a_score_at_the_threshold_is_no_defect(tmp_path: Path) -> None:
+    images = samples(tmp_path, "good", "good")
+    report = evaluate(Told([1.0, 1.5], nut=1.0), images, Told([0.5, 1.5], nut=1.0)).report
+    assert report["agreement"]["flipped"] == 0.0
+
+
+def test_each_class_is_decided_by_its_own_threshold(tmp_path: Path) -> None:
+    images = [*samples(tmp_path, "spot"), *samples(tmp_path, "spot", class_name="bolt", first=1)]
+    evaluation = evaluate(Told([1.0, 1.0], nut=0.5, bolt=2.0), images)
+    assert {image.sample.class_name: image.threshold for image in evaluation.images} == {"bolt": 2.0, "nut": 0.5}
+    write_scores(tmp_path / "scores.csv", evaluation.images)
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert {name: row["decision"] for name, row in rows.items()} == {"bolt": "good", "nut": "defect"}
+    assert rows["nut"]["score"] == "1.0" and rows["nut"]["reference_score"] == "" and rows["nut"]["kind"] == "spot"
+
+
+def test_correlation_over_all_is_the_mean_and_the_lowest_class_is_named(tmp_path: Path) -> None:
+    nuts = samples(tmp_path, "good", "good", "good")
+    bolts = samples(tmp_path, "good", "good", "good", class_name="bolt", first=3)
+    model, reference = Told([1.0, 2.0, 3.0, 7.0, 8.0, 9.0]), Told([1.0, 2.0, 3.0, 9.0, 8.0, 7.0])
+    agreement = evaluate(model, [*nuts, *bolts], reference).report["agreement"]
+    assert agreement["spearman"] == pytest.approx(0.0) and agreement["lowest"] == "bolt"
+
+
+def test_pixel_figures_by_hand(tmp_path: Path) -> None:
+    (spot,) = samples(tmp_path, "spot")
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[:2, :2] = 255  # where the map has its only value above 0
+    path = save(mask, tmp_path / "mask.png")
+    (good,) = samples(tmp_path, "good", first=1)
+    found = evaluate(Told([1.0, 0.0]), [Sample(spot.path, "nut", "spot", (path,)), good]).report["classes"]["nut"]
+    assert found["pixel_auroc"] == pytest.approx(1.0) and found["n_masks"] == 1 and found["n_merged_regions"] == 0
+    mask[:] = 0
+    mask[-2:, -2:] = 255  # at the other end
+    save(mask, path)
+    missed = evaluate(Told([1.0, 0.0]), [Sample(spot.path, "nut", "spot", (path,)), good]).report["classes"]["nut"]
+    assert missed["pixel_auroc"] < 0.5
+
+
+def test_regions_that_merge_as_a_mask_shrinks_are_counted(tmp_path: Path) -> None:
+    mask = np.zeros((4 * SIZE, 4 * SIZE), np.uint8)
+    mask[0, 0] = mask[0, 2] = mask[40, 40] = 255  # the first two end in one pixel
+    path, (spot,) = save(mask, tmp_path / "mask.png"), samples(tmp_path, "spot")
+    image = Sample(save(np.zeros((4 * SIZE, 4 * SIZE, 3), np.uint8), tmp_path / "large.png"), "nut", "spot", (path,))
+    report = evaluate(Told([1.0]), [image, spot]).report["classes"]["nut"]
+    assert report["n_merged_regions"] == 1 and report["n_masks"] == 1
+
+
+def test_a_reference_of_another_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the reference takes images of"):
+        evaluate(Told([1.0]), samples(tmp_path, "good"), Told([1.0], size=32))

@@ -55,7 +55,7 @@ def main() -> None:
             result = {"machine": machine(), "precision": options.precision, "runtime": runtime, "reports": reports}
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(result, indent=1) + "\n")
-            out.with_suffix(".md").write_text(page(result, _before(options.out)))
+            out.with_suffix(".md").write_text(page(result, _before(out)))
 
 
 def report(work: Path, root: str, variant: str, precision: str, runtime: str) -> "dict[str, Any]":
@@ -86,9 +86,9 @@ def trained(run: Path, flags: "list[str]") -> None:
         command(["fit", *settings, *rest, "--out", str(run)])
 
 
-def _before(folder: Path) -> "dict[str, Any] | None":
-    path = folder / "agreement-before.json"
-    return dict(json.loads(path.read_text())) if path.exists() else None
+def _before(out: Path) -> "dict[str, Any] | None":
+    path = out.with_name("agreement-before.json")
+    return dict(json.loads(path.read_text())) if path.exists() and path != out else None
 
 
 def page(result: "dict[str, Any]", before: "dict[str, Any] | None") -> str:

@@ -39,8 +39,8 @@ def main() -> None:
     for fp32, root in zip(options.fp32, options.data, strict=True):
         rows += measured(fp32, root, options.work)
         write_json(options.out / "margin.json", {"machine": machine(), "rows": rows})
-    page = _page(json.loads((options.out / "margin.json").read_text(encoding="utf-8")))
-    (options.out / "margin.md").write_text(page, encoding="utf-8")
+    result = json.loads((options.out / "margin.json").read_text(encoding="utf-8"))
+    (options.out / "margin.md").write_text(page(result), encoding="utf-8")
 
 
 def measured(fp32: Path, root: Path, work: Path) -> "list[dict[str, object]]":
@@ -87,7 +87,7 @@ def with_defects(images: np.ndarray) -> np.ndarray:
     return changed
 
 
-def _page(result: "dict[str, object]") -> str:
+def page(result: "dict[str, object]") -> str:
     header = ["class", "margin", "AUROC fp32", "AUROC", "Spearman good", "Spearman defects", "score of defects"]
     keys = ("auroc_fp32", "auroc", "spearman_good", "spearman_defects", "score_of_defects")
     rows: list[dict[str, float]] = result["rows"]  # type: ignore[assignment]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from machine import footer, machine
 
@@ -42,9 +43,15 @@ def main() -> None:
             peaks[f"scoring, {runtime}, {path.name}"] = peak_mb(["-c", SCORE, str(path), runtime])
     result = {"machine": machine(), "peak_mb": peaks}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    page = markdown(["fresh process, no torch", "peak MB"], [[name, f"{peak:.0f}"] for name, peak in peaks.items()])
-    options.out.with_suffix(".md").write_text(f"# Memory\n\n{page}\n\n{footer(result['machine'])}")
-    print(page)
+    options.out.with_suffix(".md").write_text(page(result))
+    print(page(result))
+
+
+def page(result: "dict[str, Any]") -> str:
+    """A row for each process."""
+    rows = [[name, f"{peak:.0f}"] for name, peak in result["peak_mb"].items()]
+    table = markdown(["fresh process, no torch", "peak MB"], rows)
+    return f"# Memory\n\n{table}\n\n{footer(result['machine'])}"
 
 
 def peak_mb(arguments: "list[str]") -> float:

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -50,6 +51,12 @@ def main() -> None:
     figures = {title: compare(own, other) for title, other in others.items()}
     result = {"machine": machine(), "images": IMAGES, "figures": figures}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(page(result))
+
+
+def page(result: "dict[str, Any]") -> str:
+    """A row for each execution."""
+    figures = result["figures"]
     rows = [[title, *(f"{figure:.4f}" for figure in found.values())] for title, found in figures.items()]
     header = [
         "fake-quantized network in torch, beside",
@@ -57,10 +64,9 @@ def main() -> None:
         "RMS / RMS",
         "Spearman of scores",
     ]
-    options.out.with_suffix(".md").write_text(
-        f"# One quantized network, executed twice\n\n{IMAGES} test images.\n\n{markdown(header, rows)}\n\n"
-        + footer(result["machine"])
-    )
+    table = markdown(header, rows)
+    title = f"# One quantized network, executed twice\n\n{result['images']} test images."
+    return f"{title}\n\n{table}\n\n{footer(result['machine'])}"
 
 
 def reference_execution(path: Path, images: np.ndarray) -> engines.Prediction:

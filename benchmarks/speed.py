@@ -47,7 +47,7 @@ def main() -> None:
     result = {"machine": machine(), "backbone": options.backbone, "size": [256, 256], "reports": reports}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(_page(result))
+    options.out.with_suffix(".md").write_text(page(result))
     print(benchmark_table(reports))
 
 
@@ -72,7 +72,7 @@ def _make_files(folder: Path, backbone: str) -> "dict[str, Path]":
     return files
 
 
-def _page(result: "dict[str, object]") -> str:
+def page(result: "dict[str, object]") -> str:
     flags = f"--backbone {result['backbone']}"
     return (
         f"# Speed of STFPM on {result['backbone']}, 256x256, batch 1\n\n{benchmark_table(result['reports'])}\n\n"

@@ -1,5 +1,7 @@
 """The README says what the results say, its Python runs, and every config can be read."""
 
+import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +18,19 @@ def test_the_readme_holds_the_committed_results(monkeypatch: pytest.MonkeyPatch)
     assert "<!-- agreement.md -->" in text
     assert filled(text) == text, "run python benchmarks/readme.py"
     sys.modules.pop("readme")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_every_page_of_results_is_made_from_its_figures(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning", reason="training is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = importlib.import_module(path.stem.partition("-")[0])
+    more = []
+    if path.stem.startswith("agreement"):
+        before = path.with_stem("agreement-before")
+        more = [json.loads(before.read_text(encoding="utf-8")) if path != before else None]
+    made = module.page(json.loads(path.read_text(encoding="utf-8")), *more)
+    assert made == path.with_suffix(".md").read_text(encoding="utf-8"), "run the command at the foot of the page"
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

@@ -35,6 +35,7 @@ from engines.errors import Doubt, ModelFileError, RuntimeNotInstalled, UserError
 from engines.metadata import ModelInfo
 from engines.model_file import save_model
 from engines.qdq import for_cpu, for_tensorrt
+from engines.unsigned import to_unsigned
 from export.calibrate import calibrator
 from export.quantize import with_seven_bits
 
@@ -90,13 +91,20 @@ def test_same_result_as_the_onnx_reference(runtime: str, backbone: str, tmp_path
 def test_int8_is_close_to_the_onnx_reference(runtime: str, backbone: str, tmp_path: Path) -> None:
     if runtime == "openvino" and saturates(platform.machine(), cpu_flags()):
         pytest.skip("OpenVINO's INT8 sums saturate at 16 bits on x86 without VNNI")
-    images = random_images(4)
-    model, info, _ = quantize(tiny(backbone), tiny_info(), images, calibrator("minmax"))
-    score = reference_outputs(model, images, ["score"])[0]
-    with engines.load(made_for(runtime, tmp_path, model, info), runtime) as engine:
-        prediction = engine.infer(images)
-    # Not closer: ONNX Runtime rounds once more before each residual Add, one step in 127 of few channels.
-    np.testing.assert_allclose(prediction.score, score, rtol=0.05)
+    images, model = random_images(8, size=32), tiny(backbone, size=32)
+    quantized, info, _ = quantize(model, tiny_info(32), images, calibrator("minmax"))
+    is_rewritten = runtime == "onnxruntime" and platform.machine().lower() in ("x86_64", "amd64")
+    deployed = to_unsigned(quantized, info.residual_scales) if is_rewritten else quantized
+    with engines.load(made_for(runtime, tmp_path, quantized, info), runtime) as engine:
+        found = engine.infer(images).anomaly_map
+    expected, plain = (reference_outputs(each, images, ["anomaly_map"])[0] for each in (deployed, model))
+
+    def distance(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.sqrt(np.square(one - other).mean()))
+
+    # What INT8 does to the map is there: an engine that ignores Q/DQ would be as far off as that. Ties of rounding move
+    # single values by a step, and the layers behind make more of it.
+    assert distance(found, expected) < 0.3 * distance(plain, expected)
 
 
 def bright_and_positive() -> tuple[onnx.ModelProto, np.ndarray]:

@@ -137,6 +137,23 @@ def see(model: onnx.ModelProto, images: Iterable[np.ndarray], label: Sequence[in
     return together(seen)
 
 
+def class_distances(model: onnx.ModelProto, images: Sequence[np.ndarray]) -> np.ndarray:
+    """How unlike the classes of a model images (H, W, 3) uint8 are: (N,), none where its read-out knows no class.
+
+    The mean over the pooled features of the squared distance from the nearest centroid, in units of their spread.
+
+    Raises:
+        CalibrationError: values that are not finite.
+    """
+    statistics = read_statistics(model)
+    if statistics is None:
+        return np.zeros(0)
+    name = _readout_inputs(model)[1]
+    pooled = np.concatenate([values[name] for values in observe(model, [name], images)])
+    away = pooled[:, None] / statistics.spread - statistics.centroids
+    return np.asarray(np.square(away).mean(axis=2).min(axis=1))
+
+
 def _level_names(model: onnx.ModelProto) -> List[str]:
     """What the initializers of each level begin with, the finest level first."""
     names = {tensor.name for tensor in model.graph.initializer}

@@ -1,13 +1,14 @@
 """`uad export`: a checkpoint or an ONNX file to an ONNX file or a TensorRT plan of the asked precision."""
 
 import dataclasses
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
-from engines.errors import RuntimeNotInstalled, UserError
+from engines.errors import Doubt, RuntimeNotInstalled, UserError
 from engines.plan_file import SUFFIX
 from export.calibrate import PERCENTILE
 from export.errors import CalibrationError, ExportError
@@ -331,9 +332,10 @@ def _half(source: Source, options: ExportOptions) -> Result:
 
 def _images(source: Source, options: ExportOptions) -> "CalibrationImages":
     from uad.data.calibration import calibration_images
+    from uad.evaluation.doubts import calibration_doubts
 
     assert options.calibration_data is not None
-    return calibration_images(
+    images = calibration_images(
         source.info,
         options.calibration_data,
         options.calibration_images,
@@ -341,6 +343,9 @@ def _images(source: Source, options: ExportOptions) -> "CalibrationImages":
         options.seed,
         spare_half=options.precision == "auto",
     )
+    for doubt in calibration_doubts(source.model, images):
+        warnings.warn(f"{options.calibration_data}: {doubt}", Doubt, stacklevel=2)
+    return images
 
 
 def _fitted(result: Result, refit: "Refit", images: "CalibrationImages") -> Result:

@@ -11,7 +11,7 @@ from graphs import Builder, node_of, quantize, random_images, reference_outputs,
 
 from engines.graph import constants
 from export.calibrate import calibrator
-from export.equalize import LIMIT, equalizable, equalize
+from export.equalize import LIMIT, MARGIN, equalizable, equalize
 from export.errors import CalibrationError
 
 IMAGES = random_images(4)
@@ -100,7 +100,24 @@ def test_live_channels_have_one_range() -> None:
     model, name = graph(spread=LIMIT / 2)
     before, after = ranges(model, name), ranges(equalize(model, IMAGES), name)
     assert before.max() / before.min() > 10
-    np.testing.assert_allclose(after, before.max(), rtol=1e-4)
+    np.testing.assert_allclose(after, np.maximum(before, before.max() / MARGIN), rtol=1e-4)
+
+
+def test_a_defect_goes_further_than_good_images_without_being_cut_off() -> None:
+    # The filters of a channel are those of another image, 1.4 times as strong: so is what the channel shows.
+    model, _ = graph(spread=LIMIT / 2)
+    equalized = equalize(model, IMAGES)
+    louder = []
+    for each in (model, equalized):
+        changed = onnx.ModelProto.FromString(each.SerializeToString())
+        for index in (1, 2):
+            name = node_of(changed, f"/{EXPAND}/Conv").input[index]
+            values = constants(changed)[name].copy()
+            values[-1] *= 1.4
+            set_constant(changed, name, values)
+        louder.append(changed)
+    assert_same(output(louder[0]), output(louder[1]))
+    assert not np.allclose(output(louder[0]), output(model), rtol=1e-3)
 
 
 def test_int8_output_is_more_exact_after_it() -> None:
@@ -162,7 +179,7 @@ def test_depthwise_convolution_in_front_of_another_is_scaled_on_both_sides() -> 
         before, after = ranges(model, name), ranges(equalized, name)
         within = before * LIMIT > before.max()
         assert within.sum() > 3 and before[within].max() / before[within].min() > 2
-        np.testing.assert_allclose(after[within], before.max(), rtol=1e-4)
+        np.testing.assert_allclose(after[within], np.maximum(before, before.max() / MARGIN)[within], rtol=1e-4)
     assert_same(output(model), output(equalized))
 
 
@@ -171,7 +188,7 @@ def test_two_depthwise_convolutions_may_read_one_tensor() -> None:
     x, y = block(b, spread=LIMIT / 2)
     model = b.tap(y, b.conv(x, "student/second", CHANNELS, group=CHANNELS))
     equalized = equalize(model, IMAGES)
-    assert factors(model, equalized).max() > 10
+    assert factors(model, equalized).max() > 5
     for one, other in zip(*(reference_outputs(each, IMAGES, ["feature0", "feature1"]) for each in (model, equalized))):
         assert_same(one, other)
 

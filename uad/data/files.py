@@ -39,7 +39,7 @@ def images_below(folder: Path) -> List[Path]:
         elif suffix not in NOT_IMAGES:
             unknown.append(path)
     if dead:
-        raise DataError(f"{count(dead, 'link')} that lead nowhere, pull the store of the data: {listing(dead)}")
+        raise DataError(f"{count(dead, 'link')} to nothing, pull the store of the data: {listing(dead)}")
     if unknown:
         warnings.warn(f"{count(unknown, 'file')} passed over, not images by name: {listing(unknown, 5)}", Doubt, 2)
     return sorted(images)

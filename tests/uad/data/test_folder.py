@@ -224,7 +224,7 @@ def test_links_into_a_store_are_images_by_their_own_names(tmp_path: Path) -> Non
     assert len(folder.train_samples(tmp_path / "linked")) == 2
     assert [bool(sample.masks) for sample in folder.test_samples(tmp_path / "linked")] == [False, True]
     (tmp_path / "store" / "5").unlink(missing_ok=True), (tmp_path / "store" / "4").unlink()
-    with pytest.raises(DataError, match="link.* that lead nowhere, pull the store of the data: .*train/good"):
+    with pytest.raises(DataError, match="link.* to nothing, pull the store of the data: .*train/good"):
         folder.train_samples(tmp_path / "linked")
 
 

@@ -56,7 +56,7 @@ def test_hidden_folders_dead_links_and_linked_folders(model: Path, tmp_path: Pat
     (tmp_path / "photos" / "today").symlink_to(tmp_path / "elsewhere")
     assert [name for name, _ in judge(model, [tmp_path / "photos"], tmp_path / "out")] == ["0.png", "1.png"]
     (tmp_path / "photos" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match="1 link that lead nowhere, .*gone.png"):
+    with pytest.raises(UserError, match="1 link to nothing, .*gone.png"):
         find_images([tmp_path / "photos"])
 
 

@@ -361,10 +361,11 @@ def _fitted(result: Result, refit: "Refit", images: "CalibrationImages") -> Resu
     info = dataclasses.replace(info, refitted={"images": refit.counts, "thresholds": chosen})
     told = _fitted_summary(refit, images, info.precision, chosen)
     unchanged = [sample for sample in images.readout if sample.class_name not in chosen]
-    with progress("Trying thresholds", len(unchanged)) as step:
-        for name, share in share_above(model, info, unchanged, step).items():
-            asked = f"{100 * info.false_positive_rate:g}% was asked for"
-            told += f"\n{name}: {100 * share:.0f}% of the good images given lie above its threshold, {asked}"
+    if unchanged:
+        asked = f"{100 * info.false_positive_rate:g}% was asked for"
+        with progress("Trying thresholds", len(unchanged)) as step:
+            for name, share in share_above(model, info, unchanged, step).items():
+                told += f"\n{name}: {100 * share:.0f}% of the good images given lie above its threshold, {asked}"
     counts = Counter(sample.class_name for sample in images.held_out)
     few = too_few(counts, info.false_positive_rate)
     return Result(model, info, result.summary + told + (f"\n{few}" if few else ""))

@@ -1,6 +1,10 @@
 """Training is repeatable, goes on after a stop, and stops when the loss is not a number."""
 
 import csv
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +46,22 @@ def test_two_runs_with_one_seed_give_one_result_and_another_seed_another(tiny_ru
     assert not same(state(tiny_run.out), other)
 
 
-def test_a_run_that_was_killed_goes_on_where_it_stopped(
+def test_a_run_that_was_killed_goes_on(tiny_run: Any, tmp_path: Path) -> None:
+    out, count = tmp_path / "run", 12
+    arguments = ["fit", "--data.root", str(tiny_run.root), "--out", str(out), *FIT, "--trainer.max_epochs", str(count)]
+    process = subprocess.Popen([sys.executable, "-m", "uad.cli", *arguments], stderr=subprocess.DEVNULL)
+    try:
+        while not (out / "train.csv").is_file() or len(epochs(out)) < 2:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL and not (out / "model.ckpt").exists()
+    assert cli.main(["fit", "--resume", str(out)]) == 0
+    assert epochs(out) == [str(epoch) for epoch in range(count)] and (out / "model.ckpt").is_file()
+
+
+def test_a_run_that_failed_goes_on_where_it_stopped(
     tiny_run: Any, tmp_path: Path, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"

@@ -47,7 +47,7 @@ def test_two_runs_with_one_seed_give_one_result_and_another_seed_another(tiny_ru
 
 
 def test_a_run_that_was_killed_goes_on(tiny_run: Any, tmp_path: Path) -> None:
-    out, count = tmp_path / "run", 12
+    out, count = tmp_path / "run", 6
     arguments = ["fit", "--data.root", str(tiny_run.root), "--out", str(out), *FIT, "--trainer.max_epochs", str(count)]
     process = subprocess.Popen([sys.executable, "-m", "uad.cli", *arguments], stderr=subprocess.DEVNULL)
     try:

@@ -233,7 +233,8 @@ def check_samples(samples: Sequence[Sample], progress: Callable[[], object] = la
             mask = read_masks([path], sample.path)
             if mask.shape != shape:
                 raise ImageFileError(f"{path} (not the size of its image, {shape[1]}x{shape[0]})")
-            shares[path] = float(mask.mean())
+            if sample.is_defect:  # that of a good image is empty
+                shares[path] = float(mask.mean())
             if is_turned_in_place(sample.path, [path]):
                 turned[path] = None
         progress()

@@ -3,8 +3,8 @@
     python benchmarks/margin.py --fp32 RUN/fp32.onnx --data IMAGES --work DIR --out benchmarks/results
 
 Equalisation (`export.equalize`) gives each channel the range that it has on good images times a margin. For each margin
-an INT8 file is exported, and held-out good images are judged, as they are and with a defect drawn on them: a patch of
-another image, brighter or darker. No test image is looked at.
+an INT8 file is exported, and held-out good images are judged, as they are and with a defect drawn on them
+(`uad.data.defects`). No test image is looked at.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import export.equalize
 from engines.files import write_json
 from uad.commands.export import ExportOptions
 from uad.commands.export import export as export_model
+from uad.data.defects import with_defects
 from uad.data.folder import hold_out, load_images, train_samples, with_depths
 from uad.evaluation.metrics import image_auroc, spearman
 from uad.tables import markdown
@@ -72,19 +73,6 @@ def measured(fp32: Path, root: Path, work: Path) -> "list[dict[str, object]]":
             rows.append(row)
         print(root.name, margin, rows[-len(info.classes) :], flush=True)
     return rows
-
-
-def with_defects(images: np.ndarray) -> np.ndarray:
-    """Copies (N, H, W, 3) with a patch of another image, brighter or darker, 1/16 to 1/5 of the side."""
-    random, changed = np.random.default_rng(0), images.copy()
-    side = images.shape[1]
-    for image in changed:
-        height, width = random.integers(side // 16, side // 5, 2)
-        (y, v), (x, u) = (random.integers(0, side - size, 2) for size in (height, width))
-        patch = images[random.integers(len(images)), v : v + height, u : u + width].astype(np.float32)
-        patch += random.choice([-60.0, -30.0, 30.0, 60.0])
-        image[y : y + height, x : x + width] = np.clip(patch, 0, 255).astype(np.uint8)
-    return changed
 
 
 def page(result: "dict[str, object]") -> str:

@@ -555,6 +555,7 @@ def _choice_summary(choice: "Choice", layers: int, good: int, labelled: int) -> 
         left += f": {', '.join(choice.float_layers)}"
     plain = f" (plain int8: {choice.int8.spearman:.4f})"
     left += f"\nSpearman with fp32 {choice.agreement.spearman:.4f}{plain}, on {good} good images not used to calibrate"
+    left += ", as they are and with drawn defects"
     if choice.agreement.auroc_drop is not None:
         plain = f" (plain int8: {100 * choice.int8.auroc_drop:.2f})" if choice.int8.auroc_drop is not None else ""
         drop = f"{100 * choice.agreement.auroc_drop:.2f} points{plain}"

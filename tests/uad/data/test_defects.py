@@ -1,0 +1,32 @@
+"""uad.data.defects: one patch on each image, the same at every call."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from uad.data.defects import with_defects
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 96), (256, 256)])
+def test_each_image_has_one_patch_of_a_modest_size(size: tuple[int, int]) -> None:
+    images = np.full((20, *size, 3), 100, np.uint8)
+    changed = with_defects(images)
+    assert changed.shape == images.shape and changed.dtype == np.uint8
+    sizes = set()
+    for image in changed:
+        rows, columns = np.nonzero((image != 100).any(axis=2))
+        height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
+        assert len(rows) == height * width  # one rectangle
+        assert size[0] // 16 <= height <= size[0] // 5 and size[1] // 16 <= width <= size[1] // 5
+        assert int(image[rows[0], columns[0], 0]) in (40, 70, 130, 160)
+        sizes.add((rows.min(), columns.min(), height, width))
+    assert len(sizes) > 10
+
+
+def test_the_same_seed_draws_the_same_and_the_images_stay() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    before = images.copy()
+    np.testing.assert_array_equal(with_defects(images), with_defects(images))
+    assert (with_defects(images, seed=1) != with_defects(images)).any()
+    np.testing.assert_array_equal(images, before)

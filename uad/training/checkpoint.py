@@ -106,12 +106,12 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         if quantization is not None:
             network = fold(network)
         network.load_state_dict(content["state_dict"])
-        for name, value in content["state_dict"].items():
-            if not value.isfinite().all():
-                raise ValueError(f"{name} holds values that are not finite")
+        bad = [name for name, value in content["state_dict"].items() if not value.isfinite().all()]
         info = ModelInfo.from_json(json.dumps(content["info"]), path)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this version of uad ({error}): train it again") from error
+    if bad:
+        raise CheckpointError(f"{path}: {bad[0]} holds values that are not finite: train the model again")
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     info = dataclasses.replace(info, checkpoint_sha256=digest)
     return Checkpoint(network.eval(), info, content["config"], quantization)

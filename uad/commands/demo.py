@@ -4,10 +4,12 @@ It runs the commands that a user would, shows each, and ends with one table of w
 """
 
 import json
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
+from engines.cpu import cpu_flags, saturates
 from engines.files import make_folder
 from uad.commands import bench, export, fit, predict, test
 from uad.options import about, parse, settle
@@ -65,9 +67,12 @@ def _commands(out: Path, images: Path) -> List[List[str]]:
     files = {precision: str(out / f"model.{precision}.onnx") for precision in PRECISIONS}
     fit = ["fit", "--data.root", root, "--data.image_size", "128", "--model.weights", "none", "--out", run]
     commands = [[*fit, "--trainer.max_epochs", "15"]]
+    int8 = ["--calibration-data", root]
+    if saturates(platform.machine(), cpu_flags()):  # OpenVINO's INT8 sums, see engines/cpu.py
+        int8 += ["--weight-bits", "7"]
     for precision, file in files.items():
-        export = ["export", f"{run}/model.ckpt", "--precision", precision, "--out", file]
-        commands.append([*export, "--calibration-data", root] if precision == "int8" else export)
+        export = ["export", f"{run}/model.ckpt", "--precision", precision, "--target", "cpu", "--out", file]
+        commands.append([*export, *int8] if precision == "int8" else export)
     for precision, file in files.items():
         test = ["test", file, "--reference", f"{run}/model.ckpt", "--data.root", root]
         commands.append([*test, "--json", str(out / f"test.{precision}.json")])

@@ -47,7 +47,7 @@ def main() -> None:
 def measured(fp32: Path, root: Path, work: Path) -> "list[dict[str, object]]":
     """A row for each class and margin."""
     info = engines.read_info(fp32)
-    held = hold_out(with_depths(train_samples(root), info), info.split["held_out"], info.split["seed"])[1]
+    held = hold_out(with_depths(train_samples(root), info.depth_of), info.split["held_out"], info.split["seed"])[1]
     held = [sample for name in info.classes for sample in [s for s in held if s.class_name == name][:MOST]]
     good = load_images(held, info.size)
     images = np.concatenate([good, with_defects(good)])

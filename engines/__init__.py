@@ -90,8 +90,6 @@ def load(
         mend = ", or ".join(how_to_install(each) for each in fitting)
         raise RuntimeNotInstalled(f"no runtime for {suffix} files is installed: {mend}")
     info = read_info(path)
-    if batch is None:
-        batch = plan_file.read_description(path)[1].batch["min"] if suffix == plan_file.SUFFIX else 1
     module_name, class_name = RUNTIMES[name].engine.split(":")
     engine_class = getattr(importlib.import_module(module_name), class_name)
     engine: Engine = engine_class(str(path), info, batch=batch, threads=threads)

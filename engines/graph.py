@@ -6,7 +6,7 @@ The exporter names a node after the submodule it comes from, so `/normalize/...`
 `/head/...` the distance head, and all between them is the backbone, whose precision may change.
 """
 
-from typing import Dict, List, Optional, Tuple
+from typing import Collection, Dict, List, Optional, Tuple
 
 import numpy as np
 import onnx
@@ -65,6 +65,13 @@ def bypass(model: onnx.ModelProto, operators: Tuple[str, ...]) -> None:
             while name in source:
                 name = source[name]
             node.input[index] = name
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def drop_nodes(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Remove the nodes of these names; who read them must have been rewired."""
+    kept = [node for node in model.graph.node if node.name not in names]
     del model.graph.node[:]
     model.graph.node.extend(kept)
 

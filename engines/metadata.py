@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 from engines.errors import ModelFileError
+from engines.images import DEPTHS
 
 PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 SIMULATED = " simulated"  # behind the precision of a checkpoint that was trained under fake quantization
@@ -44,9 +45,8 @@ class ModelInfo:
     # fp32, fp16, int8, or mixed (int8 but for `float_layers`): of everything but the distance head, which is float32.
     precision: str = "fp32"
     float_layers: List[str] = dataclasses.field(default_factory=list)  # what a mixed or fp16 model keeps in fp32
-    depths: Dict[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # class -> bits used in its 16-bit files, if it has any
+    # Class -> bits used in its 16-bit files, if it has any; of `engines.images.DEPTHS`.
+    depths: Dict[str, int] = dataclasses.field(default_factory=dict)
     calibration: Optional[Dict[str, Any]] = None  # calibrator, images, seed; None for a float model
     # Of a graph that is not fp32: "images", class -> on how many the read-out was fitted again, and "thresholds", the
     # classes whose threshold was chosen again. None where both are those of the float model.
@@ -123,7 +123,7 @@ def _check(info: ModelInfo) -> None:
         _require(len(values) == 3 and all(_is_finite(value) for value in values), "mean and std are of three colours")
     _require(all(value > 0 for value in info.std), "std must be above 0")
     for name, depth in info.depths.items():
-        _require(name in names and depth in (10, 12, 14, 16), f"the depth of {name} is {depth}")
+        _require(name in names and depth in DEPTHS, f"the depth of {name} is {depth}")
     _require(info.weight_bits in (7, 8), f"weight_bits is {info.weight_bits}")
     for name, value in info.residual_scales.items():
         _require(_is_finite(value) and value > 0, f"the scale of {name} is {value}")

@@ -16,11 +16,13 @@ class OnnxRuntimeEngine(Engine):
     runtime = "onnxruntime"
     arithmetic = "f32"
 
-    def __init__(self, path: str, info: ModelInfo, *, batch: int = 1, threads: Optional[int] = None) -> None:
+    def __init__(
+        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None
+    ) -> None:
         import onnxruntime
 
         self.path, self.info = path, info
-        self.batch = batch
+        self.batch = batch = batch or 1
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0

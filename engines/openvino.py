@@ -19,11 +19,13 @@ class OpenVinoEngine(Engine):
     # OpenVINO computes float layers in bfloat16 where the CPU has AMX unless told not to.
     arithmetic = "f32"
 
-    def __init__(self, path: str, info: ModelInfo, *, batch: int = 1, threads: Optional[int] = None) -> None:
+    def __init__(
+        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None
+    ) -> None:
         import openvino
 
         self.path, self.info = path, info
-        self.batch = batch
+        self.batch = batch = batch or 1
         overflows = info.precision in ("int8", "mixed") and info.weight_bits > 7
         if overflows and saturates(platform.machine(), cpu_flags()):
             warnings.warn(

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from engines.graph import attribute, constants, consumers, remove_unused_constants, rename_input, sort_nodes
+from engines.graph import attribute, constants, consumers, drop_nodes, remove_unused_constants, rename_input, sort_nodes
 
 
 def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -29,9 +29,9 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
             written.graph.node.append(copied)
             rename_input(reader, node.output[0], own)
     for name, node in {node.input[0]: node for node in _dequantizers(written, values)}.items():
-        axis = _axis(node)
+        axis = axis_of(node)
         scale = values[node.input[1]]
-        floats = (values[name].astype(np.float32) * _along(axis, scale, values[name].ndim)).astype(np.float32)
+        floats = (values[name].astype(np.float32) * along(axis, scale, values[name].ndim)).astype(np.float32)
         source = name[: -len("_int8")] if name.endswith("_int8") else f"{name}_float"
         quantize = helper.make_node("QuantizeLinear", [source, *node.input[1:]], [name], name=f"{source}/Q", axis=axis)
         written.graph.initializer.append(numpy_helper.from_array(floats, source))
@@ -49,7 +49,7 @@ def for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in written.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in values:
             floats, scale, zero = (values[name] for name in node.input)
-            steps = np.rint(floats / _along(_axis(node), scale, floats.ndim))
+            steps = np.rint(floats / along(axis_of(node), scale, floats.ndim))
             limits = np.iinfo(zero.dtype)
             integers = np.clip(steps, limits.min, limits.max).astype(zero.dtype)  # the zero point is 0
             written.graph.initializer.append(numpy_helper.from_array(integers, node.output[0]))
@@ -63,9 +63,7 @@ def for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
                 removed.add(node.name)
                 for reader in read_by.get(node.output[0], []):
                     rename_input(reader, node.output[0], output)
-    kept = [node for node in written.graph.node if node.name not in removed]
-    del written.graph.node[:]
-    written.graph.node.extend(kept)
+    drop_nodes(written, removed)
     remove_unused_constants(written)
     return written
 
@@ -80,12 +78,13 @@ def _dequantizers(model: onnx.ModelProto, values: Dict[str, np.ndarray]) -> List
     return [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in values]
 
 
-def _axis(node: onnx.NodeProto) -> int:
+def axis_of(node: onnx.NodeProto) -> int:
+    """Along which axis of a tensor Q or DQ has a scale for each channel."""
     axis = attribute(node, "axis")
     return axis if isinstance(axis, int) else 1  # ONNX's default
 
 
-def _along(axis: int, scale: np.ndarray, dimensions: int) -> np.ndarray:
+def along(axis: int, scale: np.ndarray, dimensions: int) -> np.ndarray:
     """Scales, shaped to multiply a tensor along an axis; one scale as it is."""
     return scale.reshape([-1 if index == axis else 1 for index in range(dimensions)]) if scale.size > 1 else scale
 

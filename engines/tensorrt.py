@@ -92,7 +92,9 @@ class TensorRtEngine(Engine):
     runtime = "tensorrt"
     arithmetic = "f32"
 
-    def __init__(self, path: str, info: ModelInfo, *, batch: int = 1, threads: Optional[int] = None) -> None:
+    def __init__(
+        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None
+    ) -> None:
         """Load a plan; `threads` does not matter to a GPU.
 
         Raises:
@@ -103,9 +105,9 @@ class TensorRtEngine(Engine):
         tensorrt = import_tensorrt()
         self._cuda = cuda = import_cuda()
         plan, self.info, built = read_plan(path)
-        self.path, self.batch = path, batch
+        self.path, self.batch = path, batch or built.batch["min"]
         _check_origin(path, built, tensorrt.__version__, device_here())
-        _check_batch(path, built, batch)
+        _check_batch(path, built, self.batch)
         self._logger = _logger(tensorrt)
         self._context = cuda.Device(0).retain_primary_context()
         self._buffers: Dict[str, Any] = {}
@@ -199,7 +201,7 @@ class TensorRtEngine(Engine):
 
 def _check_origin(path: str, built: PlanInfo, version: str, here: Device) -> None:
     """Raise ModelFileError where a plan was built by another release or for another kind of GPU."""
-    built_on = f"{built.device} ({built.compute_capability})"
+    built_on = Device(built.device, built.compute_capability, built.cuda).kind
     if (built.tensorrt, built_on) != (version, here.kind):
         raise ModelFileError(
             f"{path} was built by TensorRT {built.tensorrt} on {built_on}, here is TensorRT {version} on {here.kind}: "

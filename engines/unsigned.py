@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from engines.graph import (
     constants,
     consumers,
+    drop_nodes,
     in_backbone,
     producers,
     remove_unused_constants,
@@ -74,7 +75,7 @@ def _move_quantize_before_activation(model: onnx.ModelProto) -> None:
         clamp = helper.make_node("Clip", [quantize.output[0], *limits], [integer], name=f"{integer}/Clip")
         model.graph.node.append(clamp)
         removed.add(activation.name)
-    _drop(model, removed)
+    drop_nodes(model, removed)
 
 
 def _integer_bounds(
@@ -111,9 +112,3 @@ def _quantize_before_add(model: onnx.ModelProto, residual_scales: Dict[str, floa
             if in_backbone(node):
                 rename_input(node, name, output)
         model.graph.node.extend(pair)
-
-
-def _drop(model: onnx.ModelProto, names: "set[str]") -> None:
-    kept = [node for node in model.graph.node if node.name not in names]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)

@@ -38,8 +38,7 @@ def beyond_float16(model: onnx.ModelProto, images: Iterable[np.ndarray] = ()) ->
     wide = {name for name, value in values.items() if value.dtype == np.float32 and (np.abs(value) > LARGEST).any()}
     images = list(images)
     if images:
-        tensors = [name for name in _float_outputs(model, backbone)]
-        for seen in observe(model, tensors, images):
+        for seen in observe(model, _float_outputs(model, backbone), images):
             wide.update(name for name, value in seen.items() if np.abs(value).max() > LARGEST)
     return [
         node.name

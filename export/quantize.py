@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engines.graph import attribute, constants, in_backbone, remove_unused_constants, rename_input, sort_nodes
+from engines.graph import constants, in_backbone, remove_unused_constants, rename_input, sort_nodes
 from engines.metadata import ModelInfo
+from engines.qdq import along, axis_of
 from export.calibrate import Histogram, scale_from_amax
 from export.errors import CalibrationError
 from export.placement import CONVOLUTIONS, Placement, QuantizedWeight
@@ -150,9 +151,7 @@ def with_seven_bits(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.
         if node.op_type == "DequantizeLinear" and node.input[0] in values:
             name, scale_name = node.input[:2]
             scale = values[scale_name] * np.float32(127 / 63)
-            axis = attribute(node, "axis")
-            assert isinstance(axis, int)
-            integers = _integers(floats[name[: -len("_int8")]], scale, axis, limit=63)
+            integers = _integers(floats[name[: -len("_int8")]], scale, axis_of(node), limit=63)
             tensors[name].CopyFrom(numpy_helper.from_array(integers, name))
             tensors[scale_name].CopyFrom(numpy_helper.from_array(scale, scale_name))
     return coarse
@@ -160,8 +159,8 @@ def with_seven_bits(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.
 
 def _integers(values: np.ndarray, scale: np.ndarray, axis: int, limit: int) -> np.ndarray:
     """A weight on the INT8 grid of each of its channels."""
-    shape = [-1 if index == axis else 1 for index in range(values.ndim)]
-    integers: np.ndarray = np.clip(np.rint(values / scale.reshape(shape)), -limit, limit).astype(np.int8)
+    steps = np.rint(values / along(axis, scale, values.ndim))
+    integers: np.ndarray = np.clip(steps, -limit, limit).astype(np.int8)
     return integers
 
 

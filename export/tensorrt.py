@@ -51,19 +51,19 @@ class PlanSettings:
         return (self.batch, self.batch) if self.max_batch is None else (1, self.max_batch)
 
 
-def require() -> None:
-    """Ask for what `build_plan` needs, before the long work.
+def require() -> Tuple[Any, Device]:
+    """Ask for what `build_plan` needs, before the long work; returns the module `tensorrt` and the GPU.
 
     Raises:
         RuntimeNotInstalled: TensorRT, pycuda or Polygraphy does not load.
         UserError: there is no GPU.
     """
-    import_tensorrt()
-    device_here()
+    trt, device = import_tensorrt(), device_here()
     try:
         import polygraphy.backend.trt  # noqa: F401
     except ImportError as error:
         raise RuntimeNotInstalled(f"Polygraphy does not load ({error}): pip install polygraphy") from error
+    return trt, device
 
 
 def build_plan(
@@ -85,8 +85,7 @@ def build_plan(
         RuntimeNotInstalled: see `require`.
         UserError: there is no GPU.
     """
-    require()
-    trt, device = import_tensorrt(), device_here()
+    trt, device = require()
     from polygraphy.backend.trt import create_network, engine_bytes_from_network
     from polygraphy.exception import PolygraphyException
 
@@ -139,8 +138,8 @@ def hold_in_float32(trt: Any, network: Any, model: onnx.ModelProto, also: Collec
     name of its initializer, and what the parser adds to bring shapes together has no name of ours: those belong to
     the head if it reads them. Q and DQ stay free, to be fused. A cast is bound by its output alone.
     """
-    nodes = {node.name: in_backbone(node) and node.name not in also for node in model.graph.node}
-    ours, backbone = ({name for name, is_free in nodes.items() if is_free == wanted} for wanted in (False, True))
+    backbone = {node.name for node in model.graph.node if in_backbone(node) and node.name not in also}
+    ours = {node.name for node in model.graph.node} - backbone
     quantizers = _types(trt, "QUANTIZE", "DEQUANTIZE")
     casts = _types(trt, "IDENTITY", "CAST")
     read = {network.get_output(index).name for index in range(network.num_outputs)}  # by a layer that is held

@@ -6,7 +6,6 @@ would pass for the package `engines`.
 
 from __future__ import annotations
 
-import importlib.machinery
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,16 +22,15 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., tuple[Any, Any]]]:
     """Call it with a release, and TensorRT and pycuda seem to be installed: gives that `tensorrt`, and the GPU."""
     from fake_cuda import Gpu
-    from fake_tensorrt import fake_tensorrt
+    from fake_tensorrt import fake_modules
 
     def install(release: str = "8.5.2", gpu: Gpu | None = None) -> tuple[Any, Gpu]:
         gpu = gpu or Gpu()
-        trt = fake_tensorrt(release, gpu)
-        for module in (trt, gpu.package, gpu.driver):
-            module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
-            monkeypatch.setitem(sys.modules, module.__name__, module)
+        modules = fake_modules(release, gpu)
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
         _forget_polygraphy()
-        return trt, gpu
+        return modules["tensorrt"], gpu
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield install

@@ -11,6 +11,7 @@ not forbidden to, the plan does: it rounds what the layer gives to float16.
 from __future__ import annotations
 
 import enum
+import importlib.machinery
 import json
 import types
 import weakref
@@ -71,6 +72,14 @@ TYPES = {
 def number(release: str) -> tuple[int, ...]:
     """ "10.16" -> (10, 16)."""
     return tuple(int(part) for part in release.split("."))
+
+
+def fake_modules(release: str, gpu: Gpu) -> dict[str, Any]:
+    """What stands in `sys.modules` where TensorRT and pycuda are installed."""
+    found = {module.__name__: module for module in (fake_tensorrt(release, gpu), gpu.package, gpu.driver)}
+    for name, module in found.items():
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    return found
 
 
 def fake_tensorrt(release: str, gpu: Gpu) -> Any:

@@ -21,6 +21,13 @@ def save(image: np.ndarray, path: Path) -> Path:
     return path
 
 
+def bolts_and_nuts(root: Path, train: int = 24, good: int = 4, defects: int = 4) -> Path:
+    """Write two classes without masks; returns the root."""
+    for name in ("bolt", "nut"):
+        make_class(root, name, train, good, defects, masks=False)
+    return root
+
+
 def make_class(root: Path, name: str, train: int = 6, good: int = 3, defects: int = 3, masks: bool = True) -> Path:
     """Write one class: train/good, test/good, test/spot and, if asked, ground_truth/spot."""
     folder = root / name

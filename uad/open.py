@@ -30,7 +30,7 @@ def open_engine(
         raise RuntimeNotInstalled(
             f"{path} needs torch ({error}): pip install '.[train]' in the folder of uad"
         ) from error
-    return TorchEngine(path, batch=batch or 1, threads=threads)
+    return TorchEngine(path, batch=batch, threads=threads)
 
 
 def worker_command(path: Path, runtime: Optional[str], batch: Optional[int], threads: Optional[int]) -> List[str]:

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 if TYPE_CHECKING:
     from export.explain import LayerReport
 
-GPU_PARTS = ("copy_in", "compute", "copy_out")  # of `engines.tensorrt`
-
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns; all but the first to the right."""
@@ -73,7 +71,8 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
     header = ["model", "runtime", "precision", "p50 ms", "p90 ms", "p99 ms", "images/s", "of first"]
     header += ["RAM MB", "peak MB", "file MB", "load s"]
     on_gpu = any(report["device_mem_mb"] is not None for report in reports)
-    header += ["copy in ms", "compute ms", "copy out ms", "GPU MB"] if on_gpu else []
+    parts = next((list(report["parts_ms"]) for report in reports if on_gpu and report["parts_ms"]), [])
+    header += [*(f"{name.replace('_', ' ')} ms" for name in parts), "GPU MB"] if on_gpu else []
     rows = []
     for report in reports:
         latency = report["latency_ms"]
@@ -83,8 +82,8 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
         row += [f"{report[key]:.0f}" for key in ("ram_mb", "ram_peak_mb")]
         row += [f"{report['file_mb']:.1f}", f"{report['load_s']:.2f}"]
         if on_gpu:
-            parts = report["parts_ms"] or {}
-            row += [_fraction(parts[name]["p50"] if name in parts else None) for name in GPU_PARTS]
+            found = report["parts_ms"] or {}
+            row += [_fraction(found[name]["p50"] if name in found else None) for name in parts]
             row.append(_fraction(report["device_mem_mb"], 0))
         rows.append(row)
     return markdown(header, rows)

@@ -411,7 +411,7 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     images = _images(source, options)
     good = good_for_agreement(images.spare) if is_auto else []
     folder = options.validation_data
-    labelled = [] if folder is None else check_labelled(with_depths(test_samples(folder), source.info), folder)
+    labelled = [] if folder is None else check_labelled(with_depths(test_samples(folder), source.info.depth_of), folder)
     calibrator = options.calibrator or "percentile"
     percentile = options.percentile or PERCENTILE
     refit = Refit(source.model, images)

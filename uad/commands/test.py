@@ -65,7 +65,7 @@ def test(options: TestOptions) -> Dict[str, Any]:
         engine = opened(options.model)
         reference = None if options.reference is None else opened(options.reference)
         with progress("Checking images", len(samples)) as step:
-            check_samples(with_depths(samples, engine.info), step)
+            check_samples(with_depths(samples, engine.info.depth_of), step)
         with progress("Testing", len(samples)) as step:
             evaluation = evaluate(engine, samples, reference, step)
         report = {"model": str(options.model), "runtime": engine.runtime, "precision": engine.info.precision}

@@ -91,7 +91,7 @@ def calibration_images(
         return CalibrationImages(info, RANDOM_NORMAL, count or CALIBRATION_IMAGES, [], [], seed, [], [])
     if classes:
         find_classes(Path(source), classes)  # names those that are not there
-    available = with_depths(train_samples(Path(source)), info)
+    available = with_depths(train_samples(Path(source)), info.depth_of)
     known = [sample for sample in available if sample.class_name in info.classes]
     held_out = _held_out(info, known)
     shuffled = draw(known or available, len(available), seed)

@@ -19,7 +19,6 @@ import numpy as np
 
 from engines.errors import Doubt, ImageFileError
 from engines.images import grey_depth, read_image, resize
-from engines.metadata import ModelInfo
 from uad.data.files import count, folders_in, has_images, images_below, listing
 from uad.data.masks import WANTED, MaskFolder, is_turned_in_place, read_masks, regions, shrink, tell_of_doubtful
 from uad.errors import DataError
@@ -136,9 +135,9 @@ def depths_of(samples: Sequence[Sample]) -> Dict[str, int]:
     return {name: max(found[name]) for name in sorted(found)}
 
 
-def with_depths(samples: Sequence[Sample], info: ModelInfo) -> List[Sample]:
-    """Samples to be read as those that the model was trained on."""
-    return [dataclasses.replace(sample, depth=info.depth_of(sample.class_name)) for sample in samples]
+def with_depths(samples: Sequence[Sample], depth_of: Callable[[str], int]) -> List[Sample]:
+    """Samples to be read with the depth of their class, mostly `ModelInfo.depth_of`."""
+    return [dataclasses.replace(sample, depth=depth_of(sample.class_name)) for sample in samples]
 
 
 def hold_out(samples: Sequence[Sample], fraction: float, seed: int) -> Tuple[List[Sample], List[Sample]]:

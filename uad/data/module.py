@@ -1,6 +1,5 @@
 """The training data of one model: good images of all the classes, decoded and resized once, held in memory."""
 
-import dataclasses
 import functools
 import warnings
 from collections import Counter
@@ -24,6 +23,7 @@ from uad.data.folder import (
     load_images,
     test_samples,
     train_samples,
+    with_depths,
 )
 from uad.errors import DataError
 from uad.progress import progress
@@ -154,7 +154,7 @@ class AnomalyData(LightningDataModule):
         return DataLoader(TensorDataset(self.held_out_images, self._labels(self.held_out_samples)), self.batch_size)
 
     def _as_trained(self, samples: List[Sample]) -> List[Sample]:
-        return [dataclasses.replace(sample, depth=self.depths.get(sample.class_name, 16)) for sample in samples]
+        return with_depths(samples, lambda name: self.depths.get(name, 16))
 
     def _labels(self, samples: List[Sample]) -> Tensor:
         return torch.tensor([self.class_names.index(sample.class_name) for sample in samples], dtype=torch.int64)

@@ -77,7 +77,7 @@ def evaluate(
     ):
         raise UserError(f"the reference takes images of {reference.info.size}, the model of {engine.info.size}")
     images: List[ScoredImage] = []
-    samples = with_depths(samples, engine.info)
+    samples = with_depths(samples, engine.info.depth_of)
     classes: Dict[str, Any] = {}
     for name in sorted({sample.class_name for sample in samples}):
         members = [sample for sample in samples if sample.class_name == name]

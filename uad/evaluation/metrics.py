@@ -86,9 +86,7 @@ def threshold_at(scores_of_good: ArrayLike, false_positive_rate: float) -> float
         raise ValueError("scores_of_good is empty: a threshold needs at least one good image")
     if not 0.0 <= false_positive_rate < 1.0:
         raise ValueError(f"false_positive_rate must be in [0, 1), got {false_positive_rate}")
-    # Compared as k/n rather than floor(rate * n): 0.29 * 100 is 28.999..., yet 29 of 100 is 0.29.
-    allowed = np.count_nonzero(np.arange(1, values.size) / values.size <= false_positive_rate)
-    return float(values[allowed])
+    return float(values[_allowed(values.size, false_positive_rate)])
 
 
 def promised_rate(images: int, false_positive_rate: float) -> float:
@@ -96,8 +94,13 @@ def promised_rate(images: int, false_positive_rate: float) -> float:
 
     (k+1)/(n+1), as there: of 12 images and a rate of 0.05 it is 1/13, 8 %, and 5 % needs 19 images at least.
     """
-    allowed = np.count_nonzero(np.arange(1, images) / images <= false_positive_rate)
-    return float((allowed + 1) / (images + 1))
+    return (_allowed(images, false_positive_rate) + 1) / (images + 1)
+
+
+def _allowed(images: int, false_positive_rate: float) -> int:
+    """The most of so many images that may lie above a threshold."""
+    # Compared as k/n rather than floor(rate * n): 0.29 * 100 is 28.999..., yet 29 of 100 is 0.29.
+    return int(np.count_nonzero(np.arange(1, images) / images <= false_positive_rate))
 
 
 def too_few(counts: Mapping[str, int], false_positive_rate: float) -> str:

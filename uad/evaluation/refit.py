@@ -90,8 +90,7 @@ def share_above(
     model: onnx.ModelProto, info: ModelInfo, good: Sequence[Sample], step: Step = lambda: None
 ) -> Dict[str, float]:
     """Class -> part of these good images that a deployed graph would call defective."""
-    images = counted(each_image(good, info.size), step)
-    scores = [values["score"][0] for values in observe(model, ["score"], images)] if good else []
+    scores = _scores(model, info, good, step) if good else []
     called: Dict[str, List[bool]] = {}
     for sample, score in zip(good, scores):
         called.setdefault(sample.class_name, []).append(is_defect(score, info.threshold_of(sample.class_name)))
@@ -119,8 +118,12 @@ def choose_thresholds(
         return info, []
     names, rate = [sample.class_name for sample in held_out], info.false_positive_rate
     chosen = [name for name in info.classes if name in names]
-    images = counted(each_image(held_out, info.size), step)
-    scores = [values["score"][0] for values in observe(model, ["score"], images)]
+    scores = _scores(model, info, held_out, step)
     threshold = threshold_at(scores, rate) if chosen == info.classes else info.threshold
     thresholds = {**info.thresholds, **thresholds_at(scores, names, rate)}
     return dataclasses.replace(info, thresholds=thresholds, threshold=threshold), chosen
+
+
+def _scores(model: onnx.ModelProto, info: ModelInfo, samples: Sequence[Sample], step: Step) -> List[float]:
+    images = counted(each_image(samples, info.size), step)
+    return [float(values["score"][0]) for values in observe(model, ["score"], images)]

@@ -19,14 +19,14 @@ class TorchEngine(Engine):
     runtime = "torch"
     arithmetic = "f32"
 
-    def __init__(self, path: Union[str, Path], *, batch: int = 1, threads: Optional[int] = None) -> None:
+    def __init__(self, path: Union[str, Path], *, batch: Optional[int] = None, threads: Optional[int] = None) -> None:
         checkpoint = load_checkpoint(path)
         self.network, self.info = checkpoint.network, checkpoint.info
         if checkpoint.quantization is not None:
             from uad.training.fake_quant import insert_quantizers  # it takes its time to import
 
             insert_quantizers(self.network, self.info.size, checkpoint.quantization)
-        self.path, self.batch = str(path), batch
+        self.path, self.batch = str(path), batch or 1
         if threads:
             torch.set_num_threads(threads)
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import random_images, save_tiny, set_constant, tiny, with_blind_weights
-from image_folders import make_class
+from image_folders import bolts_and_nuts, make_class
 from PIL import Image
 
 import engines
@@ -29,10 +29,7 @@ RUNTIME = ["--runtime", "onnxruntime"]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    images = tmp_path_factory.mktemp("images")
-    for name in ("bolt", "nut"):
-        make_class(images, name, train=24, good=4, defects=4, masks=False)
-    return images
+    return bolts_and_nuts(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

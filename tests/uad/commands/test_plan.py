@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from fake_tensorrt import RELEASES
 from graphs import save_tiny, with_readout
-from image_folders import make_class
+from image_folders import bolts_and_nuts
 
 from engines.plan_file import read_description
 
@@ -40,10 +40,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    images = tmp_path_factory.mktemp("images")
-    for name in ("bolt", "nut"):
-        make_class(images, name, train=24, good=4, defects=4, masks=False)
-    return images
+    return bolts_and_nuts(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture

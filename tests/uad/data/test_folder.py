@@ -253,7 +253,7 @@ def test_the_depth_is_that_of_all_images_of_a_class(tmp_path: Path) -> None:
     samples = folder.train_samples(tmp_path)
     depths = folder.depths_of(samples)
     assert depths == {"nut": 12}
-    known = folder.with_depths(samples, tiny_info(depths=depths))
+    known = folder.with_depths(samples, tiny_info(depths=depths).depth_of)
     images = folder.load_images([sample for sample in known if sample.class_name == "nut"], (SIZE, SIZE))
     assert [int(image.max()) for image in images] == [round(255 * highest / 4095) for highest in (900, 4000, 100)]
 

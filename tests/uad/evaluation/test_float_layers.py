@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import reference_outputs, set_constant, tiny, tiny_info, with_blind_weights
-from image_folders import make_class
+from image_folders import bolts_and_nuts
 
 from engines.graph import constants
 from export.calibrate import calibrator
@@ -106,10 +106,7 @@ BAD = "/student/layer1/conv2/Conv"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    images = tmp_path_factory.mktemp("images")
-    for name in ("bolt", "nut"):
-        make_class(images, name, train=24, good=4, defects=4, masks=False)
-    return images
+    return bolts_and_nuts(tmp_path_factory.mktemp("images"))
 
 
 def spoiled() -> onnx.ModelProto:

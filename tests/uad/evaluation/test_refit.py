@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import quantize, tiny, tiny_info, with_readout
-from image_folders import make_class
+from image_folders import bolts_and_nuts, make_class
 
 from engines.graph import constants
 from engines.metadata import ModelInfo
@@ -27,10 +27,7 @@ SPLIT = {"seed": 3, "held_out": 0.25, "images": {"bolt": 24, "nut": 24}}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    images = tmp_path_factory.mktemp("images")
-    for name in ("bolt", "nut"):
-        make_class(images, name, train=24, good=2, defects=2, masks=False)
-    return images
+    return bolts_and_nuts(tmp_path_factory.mktemp("images"), good=2, defects=2)
 
 
 def info(**changes: object) -> ModelInfo:

@@ -11,7 +11,7 @@ from uad.data.folder import draw, load_images
 
 FEWEST = 8  # images: fewer do not show where the values of a channel end
 FLAT = 1.0  # grey levels of standard deviation, at most, of an image that shows nothing
-# Mean squared deviations from the nearest class. Looked at once, 16 good images each, two models of four classes: images
+# Mean squared deviations from the nearest class. Looked at once, 16 good images each, two models of four classes: those
 # of known classes reached 0.6 and 1.1, of unknown ones none was below 1.1. They touch, so more than half must pass.
 UNLIKE = 1.0
 LOOKED_AT = 32  # images

@@ -1,16 +1,28 @@
-"""Outputs that are whole or absent: written beside their place, then renamed."""
+"""Outputs that are whole or absent: written beside their place, synced to the disk, then renamed.
+
+A link stays a link: what it leads to is replaced. A device, a pipe or this process's own output is written to, never
+replaced. What a killed process leaves is `.uad-*.part` beside the file: never read, and safe to delete.
+"""
 
 import contextlib
+import csv
+import io
 import json
 import os
+import secrets
+import shutil
+import stat
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Iterator, Union
+from typing import Any, Iterable, Iterator, Optional, Sequence, Union
 
 from engines.errors import OutputError
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of a cell that a spreadsheet would compute
 
-def make_folder(path: Union[str, Path], flag: str = "--out") -> Path:
+
+def make_folder(path: Union[str, Path], flag: Optional[str] = "--out") -> Path:
     """Create a folder (and its parents) that can be written to; `flag` is named in errors.
 
     Raises:
@@ -22,31 +34,63 @@ def make_folder(path: Union[str, Path], flag: str = "--out") -> Path:
         with tempfile.TemporaryFile(dir=str(folder)):
             pass
     except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"cannot write to the folder {folder} ({reason}): choose another with {flag}") from error
+        cure = f": choose another with {flag}" if flag else ""
+        raise OutputError(f"cannot write to the folder {folder} ({error.strerror or error}){cure}") from error
     return folder
+
+
+def check_output(path: Optional[Path], flag: str) -> None:
+    """Refuse before the work a file that could not be written after it; None is no file. Its folder is made.
+
+    Raises:
+        OutputError: names the flag that gave it.
+    """
+    if path is None:
+        return
+    if _is_stream(path):
+        if not os.access(str(path), os.W_OK):
+            raise OutputError(f"cannot write to {path}: choose another with {flag}")
+        return
+    target = Path(os.path.realpath(str(path)))
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder: name a file with {flag}")
+    make_folder(target.parent, flag)
 
 
 @contextlib.contextmanager
 def replacing(path: Union[str, Path]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on an error it is removed.
+    """Yield a temporary path; on success what is there becomes the content of `path`, on an error it is removed.
 
     Raises:
-        OutputError: the folder cannot be written to.
+        OutputError: the file cannot be written.
     """
-    target = Path(path)
+    to_stream = _is_stream(path)
+    target = Path(os.path.realpath(str(path)))
     if target.is_dir():
         raise OutputError(f"{target} is a folder: name a file")
-    make_folder(target.parent)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    folder = Path(tempfile.gettempdir()) if to_stream else make_folder(target.parent, None)
+    temporary = folder / f".uad-{secrets.token_hex(8)}.part"  # the process's number is the same in many containers
     try:
         yield temporary
-        os.replace(str(temporary), str(target))
+        if to_stream:
+            _pour(temporary, path)
+        else:
+            _settle(temporary, target)
     except OSError as error:
-        raise OutputError(f"cannot write {target} ({error.strerror or error})") from error
+        raise OutputError(f"cannot write {path} ({error.strerror or error})") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_text(path: Union[str, Path], text: str) -> None:
+    """Write text as UTF-8, whole or not at all; bytes of file names that are no UTF-8 become themselves again.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Union[str, Path], content: Any) -> None:
@@ -55,5 +99,64 @@ def write_json(path: Union[str, Path], content: Any) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(path: Union[str, Path], header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV, whole or not at all; text that a spreadsheet would compute gets an apostrophe in front.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _harmless(cell: Any) -> Any:
+    text = str(cell) if isinstance(cell, (str, Path)) else ""
+    return f"'{text}" if text.startswith(FORMULA) else cell
+
+
+def _is_stream(path: Union[str, Path]) -> bool:
+    """Whether a path leads to something that is no file, or to what this process prints into."""
+    try:
+        found = os.stat(str(path))
+    except OSError:
+        return False
+    return not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)) or _own_output(path) is not None
+
+
+def _own_output(path: Union[str, Path]) -> Optional[int]:
+    """Which of stdout and stderr a path leads to, as /dev/stdout does."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(str(path)), os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _pour(source: Path, path: Union[str, Path]) -> None:
+    """Write a file's content to a stream."""
+    own = _own_output(path)
+    if own is not None:
+        sys.stdout.flush()  # what was printed before stays before
+    with open(source, "rb") as content, open(path if own is None else os.dup(own), "wb") as stream:
+        shutil.copyfileobj(content, stream)
+
+
+def _settle(temporary: Path, target: Path) -> None:
+    """Give a file its place, so that after a loss of power either the old one or the new one is there."""
+    if target.exists():
+        shutil.copymode(str(target), str(temporary))
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(str(temporary), str(target))
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(str(target.parent), os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

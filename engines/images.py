@@ -1,44 +1,83 @@
 """Image files to RGB uint8 arrays, the one way that training, calibration and every engine share."""
 
+import contextlib
+import threading
 import warnings
 from pathlib import Path
-from typing import Optional, Tuple, Union
+from typing import TYPE_CHECKING, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
 from engines.errors import Doubt, ImageFileError
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jp2", ".gif", ".pgm", ".ppm")
 DEPTHS = (10, 12, 14, 16)  # of cameras that write 16-bit files
+MEGAPIXELS = 120.0  # the largest image that is decoded in less than 1 GB; `allow` raises it
+LARGE = 2**24  # pixels: of larger images only one is decoded at a time
 RESIZE_RULE = "bilinear with antialiasing (Pillow), aspect ratio not kept"
 
+_allowed = MEGAPIXELS
+_one_large_image = threading.Lock()
 
-def read_image(path: Union[str, Path], faint: bool = False, depth: int = 16) -> np.ndarray:
+
+def allow(megapixels: float) -> None:
+    """Let `read_image` decode images of up to so many million pixels, in this process; `MEGAPIXELS` at first."""
+    global _allowed
+    _allowed = megapixels
+
+
+def read_image(
+    path: Union[str, Path], faint: bool = False, depth: int = 16, size: Optional[Tuple[int, int]] = None
+) -> np.ndarray:
     """Decode one image file.
 
     EXIF rotation is applied; grey and palette images become RGB; transparent pixels are laid over black. Grey values of
     a 16-bit file are taken to have `depth` bits: v becomes round(255 v / (2^depth - 1)), so that 65535 of 16 bits and
-    4095 of 12 are 255. A `Doubt` says where that does not fit.
+    4095 of 12 are 255. A `Doubt` says where that does not fit. It takes up to 9 bytes a pixel while it decodes.
 
     Args:
         path: the file.
         faint: whether 16-bit values that would become 0 become 1, as in a mask.
         depth: bits of a 16-bit file that are used, such as 12 of many cameras; see `ModelInfo.depths`.
+        size: (height, width) to resize it to, if any.
 
     Returns:
         (H, W, 3) uint8, RGB.
 
     Raises:
-        ImageFileError: the file is missing, empty, truncated, not an image, or holds floats.
+        ImageFileError: the file is missing, empty, truncated, not an image, larger than allowed, or holds floats.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    with contextlib.ExitStack() as until_resized:
+        with _opened(path) as image:
+            turn = _orientation_of(image)
+            until_resized.enter_context(_decoding(image.size))
+            pixels = turned(_to_rgb(image, path, faint, depth), turn)
+        return pixels if size is None else resize(pixels, size)
 
+
+@contextlib.contextmanager
+def _opened(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
+    """An image file of a size that is allowed, not decoded yet.
+
+    Raises:
+        ImageFileError: as `read_image`, of the block too.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns with a line of its code, and no flag raises it
     try:
         if Path(path).stat().st_size == 0:
             raise ImageFileError(f"{path} (empty file)")
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            return _to_rgb(image, path, faint, depth)
+            megapixels = file.size[0] * file.size[1] / 1e6
+            if megapixels > _allowed:
+                raise ImageFileError(
+                    f"{path} ({megapixels:.0f} megapixels, {_allowed:g} are allowed: --max-megapixels raises that)"
+                )
+            yield file
     except ImageFileError:
         raise
     except FileNotFoundError as error:
@@ -49,24 +88,36 @@ def read_image(path: Union[str, Path], faint: bool = False, depth: int = 16) -> 
         raise ImageFileError(f"{path} (cannot be decoded: {error})") from error
 
 
+def _decoding(size: Tuple[int, int]) -> "contextlib.AbstractContextManager[object]":
+    """Waits while another thread decodes a large image, if this is one too."""
+    return _one_large_image if size[0] * size[1] > LARGE else contextlib.nullcontext()
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels (H, W, ...) as one of EXIF's orientations, 1 to 8, shows them; 1 is as they are."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
 def orientation(path: Union[str, Path]) -> int:
     """How EXIF wants an image file turned: 1 is not at all, 5 to 8 by a quarter.
 
     Raises:
         ImageFileError: the file cannot be opened.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return int(file.getexif().get(0x0112, 1))
-    except (OSError, ValueError) as error:
-        raise ImageFileError(f"{path} (cannot be opened: {error})") from error
+    with _opened(path) as image:
+        return _orientation_of(image)
 
 
-def read_resized(path: Union[str, Path], size: Tuple[int, int], depth: int = 16) -> np.ndarray:
-    """Decode one image file and resize it to `size` (height, width): (height, width, 3) uint8, RGB."""
-    return resize(read_image(path, depth=depth), size)
+def _orientation_of(image: "PIL.Image.Image") -> int:
+    """1 to 8; a value that EXIF does not know counts as 1."""
+    found = image.getexif().get(0x0112, 1)
+    return int(found) if found in range(1, 9) else 1
 
 
 def resize(image: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
@@ -85,37 +136,60 @@ def grey_depth(path: Union[str, Path]) -> Optional[int]:
     Raises:
         ImageFileError: the file cannot be opened.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            if not file.mode.startswith("I"):
-                return None
-            highest = int(np.asarray(file).max())
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageFileError(f"{path} (cannot be decoded: {error})") from error
+    with _opened(path) as image:
+        if not image.mode.startswith("I"):
+            return None
+        with _decoding(image.size):
+            highest = max(int(np.asarray(band).max()) for _, band in _bands(image))
     return next((depth for depth in DEPTHS if highest < 2**depth), DEPTHS[-1])
 
 
-def _to_rgb(image, path: Union[str, Path], faint: bool, depth: int) -> np.ndarray:  # type: ignore[no-untyped-def]
-    """image: a PIL.Image of any mode."""
-    from PIL import Image
-
+def _to_rgb(image: "PIL.Image.Image", path: Union[str, Path], faint: bool, depth: int) -> np.ndarray:
+    """The stored pixels, (H, W, 3) uint8, band by band: whole copies of a large image would take far more memory."""
     if image.mode == "F":
         raise ImageFileError(f"{path} (floating-point pixels have no fixed range: save it with 8 or 16 bits)")
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ImageFileError(f"{path} (more than 16 bits a pixel: save it with 8 or 16 bits)")
-        full = 2**depth - 1
-        if not faint:
-            _tell_of_depth(path, int(wide.max()), depth)
-        narrow = np.minimum((510 * wide + full) // (2 * full), 255)
-        image = Image.fromarray((np.maximum(narrow, wide > 0) if faint else narrow).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.array(image.convert("RGB"))
+    pixels = np.empty((image.size[1], image.size[0], 3), np.uint8)
+    highest = 0
+    for top, band in _bands(image):
+        if image.mode.startswith("I"):
+            wide = np.asarray(band).astype(np.int64)
+            if wide.min() < 0 or wide.max() > 65535:
+                raise ImageFileError(f"{path} (more than 16 bits a pixel: save it with 8 or 16 bits)")
+            highest = max(highest, int(wide.max()))
+            rgb = _eight_bits(wide, faint, depth)[..., None]
+        else:
+            rgb = np.asarray(_opaque(band).convert("RGB"))
+        pixels[top : top + len(rgb)] = rgb
+    if image.mode.startswith("I") and not faint:
+        _tell_of_depth(path, highest, depth)
+    return pixels
+
+
+def _bands(image: "PIL.Image.Image") -> "Iterator[Tuple[int, PIL.Image.Image]]":
+    """The rows of an image, about a million pixels at a time, each time with the first row."""
+    width, height = image.size
+    rows = max(1, 2**20 // width)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        band.info = image.info  # the colour that is transparent
+        yield top, band
+
+
+def _eight_bits(wide: np.ndarray, faint: bool, depth: int) -> np.ndarray:
+    full = 2**depth - 1
+    narrow = np.minimum((510 * wide + full) // (2 * full), 255)
+    shown: np.ndarray = np.maximum(narrow, wide > 0) if faint else narrow
+    return shown.astype(np.uint8)
+
+
+def _opaque(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """Transparent pixels over black."""
+    from PIL import Image
+
+    if "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "RGBa", "La"):
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
 
 
 def _tell_of_depth(path: Union[str, Path], highest: int, depth: int) -> None:

@@ -6,7 +6,6 @@ Values in the first bin are taken to be 0, as most are after a ReLU. Calibrators
 the part that is clipped is exact to a bin.
 """
 
-import csv
 import dataclasses
 from pathlib import Path
 from typing import Collection, Dict, List, Optional, Sequence, Tuple
@@ -15,7 +14,7 @@ import numpy as np
 import onnx
 
 from engines.errors import RuntimeNotInstalled
-from engines.files import replacing
+from engines.files import replacing, write_csv
 from engines.graph import constants
 from export.calibrate import Histogram, scale_from_amax
 from export.placement import Placement
@@ -141,12 +140,10 @@ def _by_channel(weight: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
 
 
-def write_csv(path: Path, reports: Sequence[LayerReport]) -> None:
+def write_reports(path: Path, reports: Sequence[LayerReport]) -> None:
     """Write every report as a row; a figure that a node does not have is left empty."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(LayerReport)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(report) for report in reports)
+    rows = [dataclasses.astuple(report) for report in reports]
+    write_csv(path, [field.name for field in dataclasses.fields(LayerReport)], rows)
 
 
 def require_matplotlib() -> None:

@@ -4,12 +4,14 @@ Imports nothing heavy at start. Runs on Python 3.8, and without torch but for `f
 """
 
 import importlib
+import io
 import sys
 from typing import Dict, Optional, Sequence
 
 from engines.errors import UserError, doubts_as_lines
 
-# name -> what it does, in a line. `uad.commands.NAME.main(arguments)` does it and prints what was found.
+# name -> what it does, in a line. `uad.commands.NAME.main(arguments)` does it, prints what was found, and
+# may return an exit code.
 COMMANDS: Dict[str, str] = {
     "fit": "train one model on good images of all the parts",
     "export": "write a trained model as an ONNX file or a TensorRT plan in fp32, fp16, int8 or a mixture",
@@ -23,22 +25,27 @@ COMMANDS: Dict[str, str] = {
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Run `uad` with the given or the process's arguments; returns the exit code."""
+    """Run `uad` with the given or the process's arguments.
+
+    Returns:
+        The exit code: 0, 1 where `uad check` found something, 2 for a mistake of the user, 130 after Ctrl-C.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     try:
         with doubts_as_lines():
-            _run(name, given[1:])
+            return _run(name, given[1:])
     except UserError as error:
         print(f"uad: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("uad: stopped", file=sys.stderr)
         return 130
-    return 0
 
 
-def _run(name: str, arguments: Sequence[str]) -> None:
+def _run(name: str, arguments: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         print(_overview())
     elif name == "--version":
@@ -46,9 +53,10 @@ def _run(name: str, arguments: Sequence[str]) -> None:
 
         print(version("uad"))
     elif name in COMMANDS:
-        importlib.import_module(f"uad.commands.{name}").main(arguments)
+        return importlib.import_module(f"uad.commands.{name}").main(arguments) or 0
     else:
         raise UserError(f"unknown command '{name}': choose one of {', '.join(COMMANDS)}")
+    return 0
 
 
 def _overview() -> str:

@@ -11,12 +11,23 @@ Python is refused what the command line is refused.
 """
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional, Sequence, Type, TypeVar, cast, get_type_hints
 
 from engines.errors import UserError
 
 T = TypeVar("T")
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "names, as [a,b], in a YAML file in quotes where they look like numbers",
+    "tuple": "two whole numbers, as [224,320]",
+    "dict": "its settings one by one, as --NAME.SETTING VALUE",
+    "str": "text",
+}
 
 
 def about(text: str, flag: Optional[str] = None) -> Dict[str, Any]:
@@ -45,9 +56,9 @@ def parse(kind: Type[T], arguments: Sequence[str], command: str) -> T:
 
     parser = parser_of(kind, command)
     try:
-        given = parser.parse_args(list(arguments)).as_dict()
+        given = parser.parse_args(_plain_arguments(arguments)).as_dict()
     except ArgumentError as error:
-        raise UserError(f"{error} (see {parser.prog} --help)") from error
+        raise UserError(f"{sentence(str(error))} (see {parser.prog} --help)") from error
     del given["config"]
     return _made(kind, given)
 
@@ -66,6 +77,8 @@ def parser_of(kind: Type[Any], command: str) -> Any:
 def settle(options: Any) -> None:
     """Check what a dataclass says of its fields, for whoever makes one in Python: choices, and paths given as text.
 
+    `~` in a path is the home folder, which a shell leaves to us in --flag=~/images and in a YAML file.
+
     Raises:
         UserError: a value is none of the choices of its field.
     """
@@ -75,10 +88,10 @@ def settle(options: Any) -> None:
         choices = [each for kind in inside if getattr(kind, "__origin__", None) is Literal for each in kind.__args__]
         if choices and value is not None and value not in choices:
             raise UserError(f"{flag_of(name)} {value}: choose one of {', '.join(choices)}")
-        if Path in inside and isinstance(value, str):
-            setattr(options, name, Path(value))
+        if Path in inside and isinstance(value, (str, Path)):
+            setattr(options, name, Path(value).expanduser())
         elif Path in inside and isinstance(value, list):
-            setattr(options, name, [Path(each) for each in value])
+            setattr(options, name, [Path(each).expanduser() for each in value])
 
 
 def at_least(least: float, **values: Optional[float]) -> None:
@@ -108,6 +121,72 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def sentence(message: str) -> str:
+    """What jsonargparse says of a value of another type, as a person would say it."""
+    key = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"(?:Given value|Got value): (.*?)(?:\n|$)", message[max(message.rfind("Given value:"), 0) :])
+    if key is None or value is None:
+        return " ".join(message.split())
+    flag = f"--{key[1]}" if "." in key[1] else flag_of(key[1])
+    literals = [each.replace("'", "") for each in re.findall(r"typing\.Literal\[(.*?)\]", message)]
+    wanted = [words for kind, words in WORDS.items() if f"Expected a <class '{kind}'>" in message]
+    wanted += [f"one of {choices}" for choices in dict.fromkeys(literals)]
+    return f"{flag} {value[1].rstrip('.')}: give {' or '.join(wanted) or 'another value'}"
+
+
+def _plain_arguments(arguments: Sequence[str]) -> List[str]:
+    """Arguments in which names are names: YAML would read [01,on] as [1, true]; and no settings file is empty."""
+    given: List[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag != "--config" and not (flag.startswith("--") and flag.endswith("classes")):
+            given.append(argument)
+            continue
+        if not equals:
+            following = next(rest, None)
+            if following is None:
+                given.append(argument)
+                continue
+            value = following
+        if flag == "--config":
+            given += [flag, value] if _holds_settings(Path(value).expanduser()) else []
+        else:
+            given.append(f"{flag}={json.dumps(_names(value))}")
+    return given
+
+
+def _names(text: str) -> List[str]:
+    """`nut`, `nut,bolt` and `[nut, bolt]` as names."""
+    try:
+        names = json.loads(text)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    except ValueError:
+        pass
+    inside = text.strip()[1:-1] if text.strip().startswith("[") and text.strip().endswith("]") else text
+    return [name.strip().strip("'\"") for name in inside.split(",") if name.strip()]
+
+
+def _holds_settings(path: Path) -> bool:
+    """Whether a YAML file has any settings.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read ({error.strerror or error})") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} is not YAML: {error}") from error
+    if settings is not None and not isinstance(settings, dict):
+        raise UserError(f"--config {path} holds no settings: expected lines as `seed: 1`")
+    return bool(settings)
+
+
 def _add_fields(parser: Any, kind: Type[Any], prefix: str) -> None:
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -128,6 +207,9 @@ def _add_fields(parser: Any, kind: Type[Any], prefix: str) -> None:
         else:
             settings["required"] = True
         name = field.metadata.get("flag") or field.name.replace("_", "-")
+        if hint is bool:
+            parser.add_argument(f"--{prefix}{name}", dest=f"{prefix}{field.name}", action="store_true", **settings)
+            continue
         parser.add_argument(f"--{prefix}{name}", dest=f"{prefix}{field.name}", type=hint, **settings)
 
 

@@ -1,7 +1,10 @@
 """Progress of long work, on stderr, so that stdout stays clean."""
 
 import contextlib
-from typing import Callable, Iterable, Iterator, TypeVar
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
@@ -13,7 +16,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar, _no_half_bar(bar):
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)
 
@@ -27,7 +30,7 @@ def phases(title: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[phase]}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar, _no_half_bar(bar):
         task = bar.add_task(title, total=None, phase="")
         yield lambda phase, done, steps: bar.update(task, completed=done, total=steps, phase=phase)
 
@@ -37,3 +40,13 @@ def counted(items: Iterable[T], step: Callable[[], object]) -> Iterator[T]:
     for item in items:
         yield item
         step()
+
+
+@contextlib.contextmanager
+def _no_half_bar(bar: "Progress") -> Iterator[None]:
+    """Take a bar away when the work is broken off: what is left to read is why."""
+    try:
+        yield
+    except BaseException:
+        bar.live.transient = True
+        raise

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from engines.errors import Doubt, ImageFileError
-from engines.images import SUFFIXES, grey_depth, read_image, read_resized, resize
+from engines.images import SUFFIXES, grey_depth, read_image, resize
 
 GREY = np.array([[0, 1, 100], [128, 254, 255]], np.uint8)
 COLOURS = np.array(
@@ -197,9 +197,9 @@ def test_resize_averages_what_it_shrinks() -> None:
     assert shrunk.min() > 100 and shrunk.max() < 155
 
 
-def test_read_resized_reads_and_resizes(tmp_path: Path) -> None:
+def test_an_image_may_be_resized_as_it_is_read(tmp_path: Path) -> None:
     path = saved(Image.fromarray(np.full((6, 10, 3), 77, np.uint8)), tmp_path / "a.png")
-    np.testing.assert_array_equal(read_resized(path, (3, 4)), np.full((3, 4, 3), 77))
+    np.testing.assert_array_equal(read_image(path, size=(3, 4)), np.full((3, 4, 3), 77))
 
 
 # Depths of 16-bit files -----------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_values_of_a_depth_fill_the_range(depth: int, tmp_path: Path) -> None:
     full = 2**depth - 1
     path = wide(tmp_path / "a.png", 0, full // 3, full)
     np.testing.assert_array_equal(read_image(path, depth=depth)[0, :, 0], [0, 85, 255])
-    assert read_resized(path, (1, 3), depth)[0, 2, 0] == 255
+    assert read_image(path, depth=depth, size=(1, 3))[0, 2, 0] == 255
 
 
 def test_twelve_bits_keep_their_greys(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from export.explain import (
     observed_tensors,
     plot,
     require_matplotlib,
-    write_csv,
+    write_reports,
 )
 from export.placement import place
 from export.quantize import collect_histograms
@@ -125,7 +125,7 @@ def test_weights_have_noise_by_channel_and_dead_channels_are_counted() -> None:
 
 def test_csv_has_every_field(tmp_path: Path) -> None:
     reports = reports_of(tiny(), {"/student/conv1/Conv": 12.5})
-    write_csv(tmp_path / "layers.csv", reports)
+    write_reports(tmp_path / "layers.csv", reports)
     with open(tmp_path / "layers.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(reports)

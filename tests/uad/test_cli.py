@@ -70,7 +70,7 @@ def test_the_name_of_a_model_is_a_flag_or_stands_in_the_file(error_of: Callable[
 
 
 def test_fit_leaves_a_run(tiny_run: Any) -> None:
-    assert {"config.yaml", "train.csv", "last.ckpt", "best.ckpt", "model.ckpt", "metrics.json"} <= {
+    assert {"config.yaml", "run.json", "train.csv", "last.ckpt", "best.ckpt", "model.ckpt", "metrics.json"} <= {
         path.name for path in tiny_run.out.iterdir()
     }
     rows = list(csv.DictReader((tiny_run.out / "train.csv").read_text().splitlines()))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from engines.files import write_json
+from engines.files import check_output, write_json
 from uad.commands.choices import Runtime
 from uad.options import about, above_zero, at_least, parse, positional, settle
 
@@ -40,21 +40,30 @@ def bench(options: BenchOptions) -> List[Dict[str, Any]]:
     Raises:
         UserError: a model cannot be loaded, or the output cannot be written.
     """
-    from engines.benchmark import ROUNDS, benchmark
-    from uad.open import keep_descriptions, worker_command
-    from uad.progress import progress
-
-    keep_descriptions(options.models, [options.json])
-    commands = [worker_command(path, options.runtime, options.batch, options.threads) for path in options.models]
-    with progress("Measuring in turns", ROUNDS) as step:
-        reports = benchmark([str(path) for path in options.models], commands, options.seconds, step)
+    reports = _measure(options)
     if options.json is not None:
         write_json(options.json, reports)
     return reports
 
 
+def _measure(options: BenchOptions) -> List[Dict[str, Any]]:
+    from engines.benchmark import ROUNDS, benchmark
+    from uad.open import keep_descriptions, worker_command
+    from uad.progress import progress
+
+    keep_descriptions(options.models, [options.json])
+    check_output(options.json, "--json")
+    commands = [worker_command(path, options.runtime, options.batch, options.threads) for path in options.models]
+    with progress("Measuring in turns", ROUNDS) as step:
+        return benchmark([str(path) for path in options.models], commands, options.seconds, step)
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Measure, and print a table."""
+    """Measure, and print a table, before what could go wrong with the file."""
     from uad.tables import benchmark_table
 
-    print(benchmark_table(bench(parse(BenchOptions, arguments, "bench"))))
+    options = parse(BenchOptions, arguments, "bench")
+    reports = _measure(options)
+    print(benchmark_table(reports), flush=True)
+    if options.json is not None:
+        write_json(options.json, reports)

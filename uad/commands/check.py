@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Sequence
 
-from engines.errors import UserError
 from uad.commands.choices import Target
 from uad.options import about, parse, positional, settle
 
@@ -35,10 +34,14 @@ def check(options: CheckOptions) -> List[str]:
     return check_model(load_model(options.model), options.target)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Check, and print or raise what was found."""
+def main(arguments: Sequence[str]) -> int:
+    """Check, and print what was found; returns 1 if the target would refuse something, or 0."""
     options = parse(CheckOptions, arguments, "check")
     problems = check(options)
-    if problems:
-        raise UserError(f"{options.model} would be refused by {options.target}: {'; '.join(problems)}")
-    print(f"{options.model}: nothing that {options.target} is known to refuse")
+    if not problems:
+        print(f"{options.model}: nothing that {options.target} is known to refuse")
+        return 0
+    print(f"{options.model} would be refused by {options.target}:")
+    for problem in problems:
+        print(f"  {problem}")
+    return 1

@@ -12,6 +12,8 @@ Runtime = Literal["openvino", "onnxruntime", "tensorrt"]
 OnnxRuntime = Literal["openvino", "onnxruntime"]  # those of `Runtime` that run .onnx files
 Target = Literal["cpu", "tensorrt", "jetson-xavier-nx"]
 
+LARGEST_IMAGE = about("millions of pixels of the largest image that is read, which takes 9 bytes a pixel")
+
 
 @dataclass
 class DataOptions:

@@ -66,7 +66,7 @@ def _commands(out: Path, images: Path) -> List[List[str]]:
     run, root = str(out / "run"), str(images)
     files = {precision: str(out / f"model.{precision}.onnx") for precision in PRECISIONS}
     fit = ["fit", "--data.root", root, "--data.image_size", "128", "--model.weights", "none", "--out", run]
-    commands = [[*fit, "--trainer.max_epochs", "15"]]
+    commands = [[*fit, "--trainer.max_epochs", "15", "--overwrite"]]
     int8 = ["--calibration-data", root]
     if saturates(platform.machine(), cpu_flags()):  # OpenVINO's INT8 sums, see engines/cpu.py
         int8 += ["--weight-bits", "7"]

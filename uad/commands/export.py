@@ -1,6 +1,7 @@
 """`uad export`: a checkpoint or an ONNX file to an ONNX file or a TensorRT plan of the asked precision."""
 
 import dataclasses
+import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 from engines.errors import Doubt, RuntimeNotInstalled, UserError
+from engines.images import MEGAPIXELS, allow
 from engines.plan_file import SUFFIX
 from export.calibrate import PERCENTILE
 from export.errors import CalibrationError, ExportError
-from uad.commands.choices import Calibrator, OnnxRuntime, Precision, Target
+from uad.commands.choices import LARGEST_IMAGE, Calibrator, OnnxRuntime, Precision, Target
 from uad.options import about, above_zero, at_least, flag_of, parse, positional, settle
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class ExportOptions:
         metadata=about("what runs the models that auto and --explain compare; the fastest installed if not given"),
     )
     seed: int = field(default=0, metadata=about("of the draw of calibration images"))
+    max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
     target: Target = field(
         default="jetson-xavier-nx",
         metadata=about(
@@ -120,6 +123,9 @@ class ExportOptions:
     def __post_init__(self) -> None:
         """Raise ExportError or UserError for what cannot be."""
         settle(self)
+        above_zero(max_megapixels=self.max_megapixels)
+        if self.calibration_data is not None:
+            self.calibration_data = os.path.expanduser(self.calibration_data)
         above_zero(percentile=self.percentile)
         at_least(1, calibration_images=self.calibration_images, batch=self.batch, max_batch=self.max_batch)
         at_least(16, workspace_mb=self.workspace_mb)
@@ -152,13 +158,14 @@ def export(options: ExportOptions) -> str:
     Raises:
         UserError: the model, the calibration data or the output cannot serve.
     """
-    from engines.files import make_folder
+    from engines.files import check_output
     from engines.model_file import save_model
     from engines.qdq import for_cpu, for_tensorrt
     from export.check import check_model
 
     is_plan = options.out.suffix == SUFFIX
-    make_folder(options.out.parent)
+    check_output(options.out, "--out")
+    allow(options.max_megapixels)
     if is_plan:
         from export.tensorrt import require
 
@@ -525,17 +532,16 @@ def _prepare_to_explain(folder: Path) -> None:
 def _explain(
     calibrated: Calibrated, damage: Dict[str, float], float_layers: Sequence[str], judged_on: str, folder: Path
 ) -> None:
-    from engines.files import replacing
-    from export.explain import layer_reports, plot, write_csv
+    from engines.files import write_text
+    from export.explain import layer_reports, plot, write_reports
     from uad.tables import layer_table
 
     reports = layer_reports(
         calibrated.model, calibrated.placement, calibrated.histograms, calibrated.amax, damage, float_layers
     )
-    write_csv(folder / "layers.csv", reports)
+    write_reports(folder / "layers.csv", reports)
     plot(folder / "layers.png", reports)
-    with replacing(folder / "layers.md") as temporary:
-        temporary.write_text(layer_table(reports, judged_on) + "\n", encoding="utf-8")
+    write_text(folder / "layers.md", layer_table(reports, judged_on) + "\n")
 
 
 def _report_summary(report: "QuantizationReport", chosen: Sequence[str]) -> str:

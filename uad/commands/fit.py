@@ -1,13 +1,17 @@
 """`uad fit`: train one model on good images of all the parts, or go on from one under fake quantization."""
 
+import copy
 import dataclasses
 import importlib.util
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from engines.errors import RuntimeNotInstalled, UserError
-from uad.options import about, parse, parser_of, settle
+from engines.images import MEGAPIXELS, allow
+from uad.commands.choices import LARGEST_IMAGE
+from uad.options import about, above_zero, parse, parser_of, settle
 
 
 @dataclass
@@ -33,16 +37,27 @@ class FitOptions:
         default=None, metadata=about("model.ckpt of a run, to be fine-tuned under fake quantization")
     )
     resume: Optional[Path] = field(
-        default=None, metadata=about("folder of a run that was stopped, to go on with, by its own settings")
+        default=None,
+        metadata=about(
+            "folder of a run that was stopped, to go on with, by its own settings; "
+            "--trainer.max_epochs may be raised, --data.root may name where its images are now"
+        ),
+    )
+    overwrite: bool = field(
+        default=False, metadata=about("replace the run that --out holds, once the new one is finished")
     )
     false_positive_rate: float = field(
         default=0.05, metadata=about("part of the held-out good images that may score above their threshold")
     )
+    max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
     seed: int = field(default=0, metadata=about("of weights and of the order of images"))
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
         settle(self)
+        above_zero(max_megapixels=self.max_megapixels)
+        if self.overwrite and self.resume is not None:
+            raise UserError("--overwrite starts again, --resume goes on: give one of them")
         if not 0 <= self.false_positive_rate < 1:
             rate = f"--false-positive-rate {self.false_positive_rate}"
             raise UserError(f"{rate}: give a part of the good images, at least 0 and less than 1")
@@ -56,20 +71,77 @@ def fit(options: FitOptions) -> Path:
     """
     require_training()
     from uad.training.fit import quieten, train
+    from uad.training.run import MODEL, deliver, place_for
     from uad.training.settings import set_up
 
     quieten()
-    resumed = options.resume is not None
     if options.resume is not None:
-        options = _options_of_run(options)
+        return _go_on(options, options.resume)
     if options.out is None:
         raise UserError("--out is missing: give the folder of the run")
-    setup = set_up(options.model, options.data, options.trainer, options.ckpt, options.seed)
+    allow(options.max_megapixels)
+    folder = place_for(options.out, options.overwrite)
+    setup = set_up(options.model, options.data, options.trainer, options.ckpt, options.seed, folder)
     if options.ckpt is not None:
         _check_start(setup, options.ckpt, options.out)
-    settings = {**setup.resolved, "ckpt": options.ckpt, "seed": options.seed}
-    settings["false_positive_rate"] = options.false_positive_rate
-    return train(setup, options.out, options.false_positive_rate, _plain(settings), resumed)
+    record = train(setup, folder, options.false_positive_rate, _settings(options, setup))
+    deliver(folder, options.out, record)
+    return options.out / MODEL
+
+
+def _go_on(options: FitOptions, run: Path) -> Path:
+    """Train on what was stopped."""
+    from uad.training.fit import go_on
+    from uad.training.run import LAST, MAY_CHANGE, MODEL, Record, deliver, place_of
+    from uad.training.settings import set_up
+
+    fresh = FitOptions(resume=run, data=options.data, trainer=options.trainer)
+    changed = [
+        each.name for each in dataclasses.fields(FitOptions) if getattr(options, each.name) != getattr(fresh, each.name)
+    ]
+    given = {f"{group}.{key}" for group in ("data", "trainer") for key in getattr(options, group)}
+    changed += sorted(given - set(MAY_CHANGE))
+    if changed:
+        raise UserError(f"{run} goes on with its own settings: leave out {', '.join(changed)}, or start a new run")
+    folder = place_of(run)
+    record = Record.read(folder)
+    epochs = record.settings["trainer"]["max_epochs"]
+    asked = options.trainer.get("max_epochs", epochs)
+    if asked != epochs and not (isinstance(asked, int) and isinstance(epochs, int) and asked > epochs):
+        raise UserError(f"--trainer.max_epochs {asked}: {run} is of {epochs} epochs, give more or leave it out")
+    if record.finished and asked == epochs:
+        if folder == run:
+            print(f"{run} is finished (max_epochs {epochs}): a greater --trainer.max_epochs goes on")
+        else:
+            deliver(folder, run, record)
+        return run / MODEL
+    if not (folder / LAST).is_file():
+        raise UserError(f"{folder} has no {LAST}: no epoch was finished, start again with --overwrite or elsewhere")
+    settings = copy.deepcopy(record.settings)
+    settings["trainer"]["max_epochs"] = asked
+    settings["data"].update(options.data)
+    was = FitOptions(run, **settings)
+    allow(was.max_megapixels)
+    setup = set_up(was.model, was.data, was.trainer, was.ckpt, was.seed, folder)
+    if was.ckpt is not None:
+        _check_start(setup, was.ckpt, run)
+    record = go_on(setup, folder, was.false_positive_rate, _settings(was, setup), record)
+    deliver(folder, run, record)
+    return run / MODEL
+
+
+def _settings(options: FitOptions, setup: Any) -> Dict[str, Any]:
+    """Every setting, as plain values; paths are absolute, so that they lead to the same from anywhere."""
+    settings: Dict[str, Any] = copy.deepcopy(setup.resolved)
+    settings["data"]["root"] = os.path.abspath(settings["data"]["root"])
+    weights = settings["model"].get("weights")
+    if weights is not None and Path(weights).is_file():
+        settings["model"]["weights"] = os.path.abspath(weights)
+    settings["ckpt"] = None if options.ckpt is None else os.path.abspath(options.ckpt)
+    for name in ("false_positive_rate", "max_megapixels", "seed"):
+        settings[name] = getattr(options, name)
+    plain: Dict[str, Any] = _plain(settings)
+    return plain
 
 
 def require_training() -> None:
@@ -118,29 +190,6 @@ def _help(arguments: List[str]) -> str:
     options = parse(FitOptions, arguments, "fit")
     own: str = parser_of(FitOptions, "fit").format_help()
     return f"{own}\n{help_text(options.model.get('name'), options.ckpt)}"
-
-
-def _options_of_run(options: FitOptions) -> FitOptions:
-    """The options that a stopped run was given."""
-    import yaml
-
-    run = options.resume
-    assert run is not None
-    for name in ("config.yaml", "last.ckpt"):
-        if not (run / name).is_file():
-            raise UserError(f"{run} has no {name}: --resume needs the folder of a run that finished an epoch")
-    fresh = FitOptions(resume=run)
-    changed = [
-        each.name for each in dataclasses.fields(FitOptions) if getattr(options, each.name) != getattr(fresh, each.name)
-    ]
-    if changed:
-        raise UserError(f"{run} goes on with its own settings: leave out {', '.join(changed)}, or start a new run")
-    try:
-        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        ckpt = settings.pop("ckpt")
-        return FitOptions(out=run, ckpt=Path(ckpt) if ckpt else None, **settings)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{run / 'config.yaml'} is not the settings of a run ({error}): start a new run") from error
 
 
 def _check_start(setup: Any, ckpt: Path, out: Path) -> None:

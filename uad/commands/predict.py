@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
-from uad.commands.choices import Runtime
-from uad.options import about, at_least, parse, positional, settle
+from engines.images import MEGAPIXELS, allow
+from uad.commands.choices import LARGEST_IMAGE, Runtime
+from uad.options import about, above_zero, at_least, parse, positional, settle
 
 if TYPE_CHECKING:
     from uad.evaluation.decisions import Decision
@@ -28,10 +29,12 @@ class PredictOptions:
     threads: Optional[int] = field(
         default=None, metadata=about("how many CPU threads run the model; as many as the runtime likes if not given")
     )
+    max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
         settle(self)
+        above_zero(max_megapixels=self.max_megapixels)
         at_least(1, threads=self.threads)
 
 
@@ -46,6 +49,7 @@ def predict(options: PredictOptions) -> "List[Decision]":
     from uad.open import open_engine
     from uad.progress import progress
 
+    allow(options.max_megapixels)
     images = find_images(options.images)
     engine = open_engine(options.model, options.runtime, threads=options.threads)
     make_folder(options.out)

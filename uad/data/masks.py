@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from engines.errors import Doubt
-from engines.images import SUFFIXES, orientation, read_image
+from engines.images import SUFFIXES, orientation, read_image, turned
 from uad.data.files import count, images_below, listing
 
 ENDINGS = ("_mask", "", "_label")  # of a mask's name behind that of its image, the first that there is
@@ -68,7 +68,7 @@ def read_masks(paths: Sequence[Path], image: Optional[Path] = None) -> np.ndarra
         if turn in (5, 6, 7, 8) and image is not None and orientation(path) == 1:
             stored = _stored_shape(image)
             if mask.shape == stored and stored[0] != stored[1]:
-                mask = _turned(mask, turn)
+                mask = turned(mask, turn)
         masks.append(mask)
     joined = masks[0].copy()
     for mask in masks[1:]:
@@ -83,12 +83,13 @@ def shrink(mask: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
     """
     if mask.shape == tuple(size):
         return mask
-    for axis, side in enumerate(size):
-        steps = np.arange(side + 1) * mask.shape[axis]
-        first, last = steps[:-1] // side, -(-steps[1:] // side)  # the source pixels that a pixel overlaps
-        counted = np.insert(mask.cumsum(axis=axis, dtype=np.int64), 0, 0, axis=axis)
-        mask = counted.take(last, axis=axis) > counted.take(first, axis=axis)
-    return mask
+    return _shorter(_shorter(mask, size[0]).T, size[1]).T
+
+
+def _shorter(mask: np.ndarray, side: int) -> np.ndarray:
+    """(rows, n) to (side, n): a row is defective where any of the rows that it overlaps is."""
+    steps = np.arange(side + 1) * len(mask)
+    return np.stack([mask[first:last].any(axis=0) for first, last in zip(steps[:-1] // side, -(-steps[1:] // side))])
 
 
 def regions(mask: np.ndarray) -> int:
@@ -149,16 +150,3 @@ def _stored_shape(image: Path) -> Tuple[int, int]:
 
     with Image.open(image) as file:
         return file.size[1], file.size[0]
-
-
-def _turned(mask: np.ndarray, turn: int) -> np.ndarray:
-    """What EXIF's orientations 5 to 8 do to stored pixels, as `ImageOps.exif_transpose`."""
-    from PIL import Image
-
-    steps = {
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-    return np.asarray(Image.fromarray(mask).transpose(steps[turn]))

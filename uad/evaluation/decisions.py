@@ -1,21 +1,26 @@
 """Decisions on image files: predictions.csv, predictions.json, and an overlay for each image."""
 
-import csv
 import dataclasses
+import glob
 import os
+import warnings
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from engines import Engine
-from engines.errors import UserError
-from engines.files import make_folder, replacing, write_json
+from engines.errors import Doubt, OutputError, UserError
+from engines.files import make_folder, replacing, write_csv, write_json
 from engines.images import SUFFIXES, read_image, resize
 from engines.metadata import is_defect
 from uad.data.files import RESULTS, images_below
 from uad.data.folder import Sample, check_samples
 from uad.evaluation.evaluate import enlarge
+
+SHOWN = 4_000_000  # pixels: an overlay of a larger photograph is made at this size
+LONGEST = 200  # bytes of a photograph's name in that of its overlay
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,26 +32,34 @@ class Decision:
     score: float
     threshold: float
     decision: str  # "defect" where score > threshold, or "good"
-    overlay: str  # path of the overlay
+    overlay: str  # path of the overlay; "" where it could not be written
 
 
 def find_images(inputs: Sequence[Path]) -> Dict[Path, Path]:
     """The image files among the inputs and, recursively, in the folders among them; see `uad.data.files`.
 
+    A pattern such as `photos/*.png`, which a shell leaves alone in quotes, stands for the files it matches.
+
     Returns:
         The image, and the input that led to it; each file once.
 
     Raises:
-        UserError: an input does not exist, a link leads nowhere, or there is no image.
+        UserError: an input does not exist or is no photograph, a link leads nowhere, or there is no image.
     """
     found: Dict[Path, Path] = {}
-    for path in inputs:
-        if path.is_dir():
-            found.update((file, path) for file in images_below(path) if file not in found)
-        elif path.exists():
-            found.setdefault(path, path)
-        else:
-            raise UserError(f"{path}: no such file or folder")
+    for given in inputs:
+        matched = [given] if given.exists() else sorted(map(Path, glob.glob(str(given), recursive=True)))
+        if not matched:
+            raise UserError(f"{given}: no such file or folder")
+        for path in matched:
+            if path.is_dir():
+                found.update((file, path) for file in images_below(path) if file not in found)
+            elif not path.is_file():
+                raise UserError(f"{path} is a pipe or a device: write the image to a file first")
+            elif path.suffix.lower() in VIDEOS:
+                raise UserError(f"{path} is a video: give its frames, as from ffmpeg -i {path.name} FOLDER/%06d.png")
+            else:
+                found.setdefault(path, path)
     if not found:
         raise UserError(f"no images in {', '.join(map(str, inputs))}: expected {' '.join(SUFFIXES)}")
     once = {os.path.abspath(path): path for path in reversed(list(found))}
@@ -61,6 +74,8 @@ def decide(
     progress: Callable[[], object] = lambda: None,
 ) -> List[Decision]:
     """Judge images and write `out`/predictions.csv, `out`/predictions.json and `out`/overlays/*.png.
+
+    An overlay has the size of its photograph, up to `SHOWN` pixels; see `overlay`.
 
     Args:
         engine: the model.
@@ -85,10 +100,14 @@ def decide(
         prediction = engine.infer(resize(photograph, engine.info.size)[None], [str(path)])
         threshold = engine.info.threshold_of(name)
         score = float(prediction.score[0])
-        file = overlays / f"{number:05d}_{path.stem}.png"
-        _write_png(file, overlay(photograph, prediction.anomaly_map[0], threshold))
+        file = str(overlays / f"{number:05d}_{_short(path.stem)}.png")
+        try:
+            _write_png(file, overlay(_reduced(photograph), prediction.anomaly_map[0], threshold))
+        except OutputError as error:
+            warnings.warn(f"{path} has no overlay: {error}", Doubt, stacklevel=2)
+            file = ""
         decision = "defect" if is_defect(score, threshold) else "good"
-        decisions.append(Decision(str(path), name or "", score, threshold, decision, str(file)))
+        decisions.append(Decision(str(path), name or "", score, threshold, decision, file))
         progress()
     _write_tables(out, decisions)
     return decisions
@@ -132,7 +151,20 @@ def class_of(path: Path, source: Path, classes: Sequence[str]) -> Optional[str]:
     return next((name for name in reversed([*given, *below]) if name in classes), None)
 
 
-def _write_png(path: Path, image: np.ndarray) -> None:
+def _reduced(photograph: np.ndarray) -> np.ndarray:
+    """A photograph of at most `SHOWN` pixels."""
+    height, width = photograph.shape[:2]
+    scale = (SHOWN / (height * width)) ** 0.5
+    return photograph if scale >= 1 else resize(photograph, (max(1, int(height * scale)), max(1, int(width * scale))))
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for a number and a suffix within the 255 bytes that a file system takes."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONGEST else encoded[:LONGEST].decode("utf-8", "ignore")
+
+
+def _write_png(path: str, image: np.ndarray) -> None:
     from PIL import Image
 
     with replacing(path) as temporary:
@@ -143,8 +175,5 @@ def _write_tables(out: Path, decisions: Sequence[Decision]) -> None:
     columns = [field.name for field in dataclasses.fields(Decision)]
     header = ["class" if column == "class_name" else column for column in columns]
     rows = [[getattr(decision, column) for column in columns] for decision in decisions]
-    with replacing(out / "predictions.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_csv(out / "predictions.csv", header, rows)
     write_json(out / "predictions.json", [dict(zip(header, row)) for row in rows])

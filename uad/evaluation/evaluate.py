@@ -170,16 +170,12 @@ def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
 
 def write_scores(path: Path, images: Sequence[ScoredImage]) -> None:
     """Write every score as CSV: image, class, kind, score, threshold, decision, and the reference's score if any."""
-    import csv
+    from engines.files import write_csv
 
-    from engines.files import replacing
-
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "class", "kind", "score", "threshold", "decision", "reference_score"])
-        for image in images:
-            sample = image.sample
-            decision = "defect" if is_defect(image.score, image.threshold) else "good"
-            reference = "" if image.reference_score is None else image.reference_score
-            row = [sample.path, sample.class_name, sample.kind, image.score, image.threshold, decision, reference]
-            writer.writerow(row)
+    rows = []
+    for image in images:
+        sample = image.sample
+        decision = "defect" if is_defect(image.score, image.threshold) else "good"
+        reference = "" if image.reference_score is None else image.reference_score
+        rows.append([sample.path, sample.class_name, sample.kind, image.score, image.threshold, decision, reference])
+    write_csv(path, ["image", "class", "kind", "score", "threshold", "decision", "reference_score"], rows)

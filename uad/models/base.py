@@ -78,6 +78,12 @@ class Model(LightningModule, abc.ABC):
         """
         self.log("val_loss", self._finite(self.loss(Batch(*batch))), prog_bar=True)
 
+    def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        """Let the cycle of the learning rate span the epochs that are asked for now, which may be more than before."""
+        for cycle in checkpoint.get("lr_schedulers", []):
+            for length in ("total_steps", "_schedule_phases"):
+                cycle.pop(length, None)
+
     def _finite(self, loss: Tensor) -> Tensor:
         if not loss.isfinite():
             kept = f"epoch {self.current_epoch - 1} is kept in last.ckpt" if self.current_epoch else "nothing is kept"

@@ -4,47 +4,74 @@ import csv
 import math
 import time
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from engines.files import replacing
+from engines.files import write_csv
+from uad.training.checkpoint import write_tensors
+from uad.training.run import BEST, LAST
+
+COLUMNS = ("epoch", "step", "train_loss", "val_loss", "seconds")
 
 
 class EpochTable(Callback):
     """Writes a row of train.csv after each epoch."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: List[List[Any]]) -> None:
+        """Go on after the rows that there are."""
         self.path = path
+        self.rows = rows
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row: Dict[str, Any] = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "train_loss": float(trainer.callback_metrics.get("train_loss", math.nan)),
-            "val_loss": float(trainer.callback_metrics.get("val_loss", math.nan)),
-            "seconds": round(time.perf_counter() - self.start, 1),
-        }
-        new = not self.path.exists()
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        losses = [float(trainer.callback_metrics.get(name, math.nan)) for name in ("train_loss", "val_loss")]
+        seconds = round(time.perf_counter() - self.start, 1)
+        self.rows.append([trainer.current_epoch, trainer.global_step, *losses, seconds])
+        write_csv(self.path, COLUMNS, self.rows)
 
 
-def keep_rows(table: Path, last: Dict[str, Any]) -> None:
-    """Drop the rows of epochs that come after a checkpoint of Lightning's; they will be trained again."""
+def rows_until(table: Path, last: Dict[str, Any]) -> List[List[Any]]:
+    """The rows of a table of epochs but those that come after a checkpoint of Lightning's: they are trained again."""
     with open(table, newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file))
-    with replacing(table) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) <= last["epoch"])])
+        _, *rows = list(csv.reader(file))
+    return [row for row in rows if int(row[0]) <= last["epoch"]]
 
 
-def one_checkpoint(out: Path, name: str, monitor: Optional[str]) -> ModelCheckpoint:
-    """Keeps one checkpoint: of the epoch with the least `monitor`, or of the newest where that is None."""
-    return ModelCheckpoint(
-        out, filename=name, monitor=monitor, save_on_train_epoch_end=True, enable_version_counter=False
-    )
+class Checkpoints(Checkpoint):
+    """Keeps last.ckpt, of the newest epoch, and best.ckpt, of the one with the least loss on held-out images.
+
+    Lightning's own ModelCheckpoint forgets which epoch was the best when the folder of a run has moved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.best: Optional[float] = None  # the least val_loss
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss = float(trainer.callback_metrics["val_loss"]) if self._validated else math.inf
+        self._validated = False
+        # The best is written first: last.ckpt knows of no best that is not there.
+        if loss < (math.inf if self.best is None else self.best):
+            self.best = loss
+            trainer.save_checkpoint(self.folder / BEST)
+        trainer.save_checkpoint(self.folder / LAST)
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's checkpoints, whole or absent; its own way may copy from another file system."""
+
+    def save_checkpoint(self, checkpoint: Dict[str, Any], path: Any, storage_options: Optional[Any] = None) -> None:
+        write_tensors(path, checkpoint)

@@ -13,6 +13,7 @@ Format 3 keeps the read-out's statistics level by level.
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 from pathlib import Path
@@ -83,8 +84,19 @@ def save_checkpoint(
     }
     if quantization is not None:
         content["quantization"] = dataclasses.asdict(quantization)
+    write_tensors(path, content)
+
+
+def write_tensors(path: Union[str, Path], content: Dict[str, Any]) -> None:
+    """Write what `torch.load(weights_only=True)` reads, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written; torch itself would say so in other words.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
@@ -94,7 +106,8 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         CheckpointError: the file is missing, damaged, holds code, or is of another program.
     """
     content = load_safely(Path(path))
-    if content.get("program") != PROGRAM or content.get("model") not in MODELS:
+    name = content.get("model")
+    if content.get("program") != PROGRAM or not isinstance(name, str) or name not in MODELS:
         raise CheckpointError(f"{path} is not a model of uad: give the model.ckpt that uad fit writes")
     if content.get("format") != FORMAT:
         found = content.get("format")
@@ -102,7 +115,7 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         raise CheckpointError(f"{path} has format {found}, this program reads {FORMAT}: {mend}")
     try:
         quantization = Quantization(**content["quantization"]) if "quantization" in content else None
-        network: torch.nn.Module = model_class(content["model"]).from_config(content["config"]).network
+        network: torch.nn.Module = model_class(name).from_config(content["config"]).network
         if quantization is not None:
             network = fold(network)
         network.load_state_dict(content["state_dict"])

@@ -1,12 +1,4 @@
-"""Training: a model learns from an image folder, is fitted to good images, and becomes a checkpoint with thresholds.
-
-RUN/config.yaml    every setting, as resolved
-RUN/train.csv      losses of each epoch
-RUN/last.ckpt      Lightning's own, after each epoch: what `uad fit --resume RUN` goes on from
-RUN/best.ckpt      the same, of the epoch with the least loss on held-out good images
-RUN/model.ckpt     the trained model: from the best epoch, with thresholds
-RUN/metrics.json   its accuracy on the test images; null where there are none
-"""
+"""Training: a model learns from an image folder, is fitted to good images, and becomes a checkpoint with thresholds."""
 
 import copy
 import logging
@@ -18,11 +10,10 @@ from typing import Any, Dict, Optional
 
 import numpy as np
 import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from engines.errors import Doubt, UserError
-from engines.files import make_folder, replacing, write_json
+from engines.files import write_json
 from engines.images import RESIZE_RULE
 from engines.metadata import ModelInfo
 from uad.data.batches import BATCH
@@ -34,21 +25,21 @@ from uad.evaluation.metrics import threshold_at, thresholds_at, too_few
 from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress
-from uad.training.callbacks import EpochTable, keep_rows, one_checkpoint
+from uad.training.callbacks import Checkpoints, EpochTable, rows_until
 from uad.training.checkpoint import save_checkpoint
+from uad.training.run import BEST, LAST, MODEL, Record, begin, check_images, images_of
 from uad.training.settings import Setup
 from uad.training.torch_engine import TorchEngine
 
 
-def train(setup: Setup, out: Path, false_positive_rate: float, settings: Dict[str, Any], resume: bool) -> Path:
-    """Train a model into the folder of a run; returns the path of model.ckpt.
+def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict[str, Any]) -> Record:
+    """Train a model from the start.
 
     Args:
         setup: what trains.
-        out: the folder.
+        folder: of the run, see `uad.training.run.place_for`.
         false_positive_rate: part of the held-out good images that may score above their threshold.
         settings: for config.yaml; plain values.
-        resume: go on from last.ckpt.
 
     Raises:
         UserError: bad data, settings that do not go together, or a loss that is not a number.
@@ -56,19 +47,38 @@ def train(setup: Setup, out: Path, false_positive_rate: float, settings: Dict[st
     model, data = setup.model, setup.data
     _check_size(model, data)
     data.check()
-    make_folder(out)
-    if resume:
-        keep_rows(out / "train.csv", load_safely(out / "last.ckpt"))
-    else:
-        for name in ("best.ckpt", "last.ckpt", "model.ckpt", "metrics.json", "train.csv"):
-            (out / name).unlink(missing_ok=True)
-        with replacing(out / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        model.prepare(data.some_for_training(model.images_of_each_class, "Preparing"))
+    record = Record(settings, images_of(data))
+    begin(folder, record)
+    model.prepare(data.some_for_training(model.images_of_each_class, "Preparing"))
     is_quantized = model.quantization is not None
     if not (is_quantized and setup.trainer.max_epochs == 0):  # then the quantizers are all that is wanted
-        _learn(setup, out, resume, keep_start=is_quantized and not resume)
-    return finish(model, data, false_positive_rate, out)
+        _learn(setup, folder, EpochTable(folder / "train.csv", []), keep_start=is_quantized)
+    finish(model, data, false_positive_rate, folder)
+    return record
+
+
+def go_on(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict[str, Any], record: Record) -> Record:
+    """Train a model from last.ckpt of a run that was stopped; see `train`.
+
+    Args:
+        setup: what trains.
+        folder: of the run, see `uad.training.run.place_of`.
+        false_positive_rate: as in `train`.
+        settings: as in `train`; some may have changed, see `uad.training.run.MAY_CHANGE`.
+        record: of the run, as it is.
+
+    Raises:
+        UserError: as `train`, or the images are others.
+    """
+    model, data = setup.model, setup.data
+    data.check()
+    check_images(folder, record.images, images_of(data))
+    record = Record(settings, record.images)
+    record.write(folder)
+    rows = rows_until(folder / "train.csv", load_safely(folder / LAST))
+    _learn(setup, folder, EpochTable(folder / "train.csv", rows), resume=True)
+    finish(model, data, false_positive_rate, folder)
+    return record
 
 
 def _check_size(model: Model, data: AnomalyData) -> None:
@@ -78,31 +88,29 @@ def _check_size(model: Model, data: AnomalyData) -> None:
         raise UserError(f"--data.image_size {data.image_size}: this model takes {wanted}")
 
 
-def _learn(setup: Setup, out: Path, resume: bool, keep_start: bool) -> None:
+def _learn(setup: Setup, folder: Path, table: EpochTable, keep_start: bool = False, resume: bool = False) -> None:
     """Train, and take the weights of the best epoch, or with `keep_start` those from before if they were better.
 
     Raises:
         TrainingError: there was no epoch.
     """
     model, data, trainer = setup.model, setup.data, setup.trainer
-    best = one_checkpoint(out, "best", "val_loss")
+    checkpoints = Checkpoints(folder)
     if keep_start:
         start = copy.deepcopy(model.state_dict())
         (before,) = trainer.validate(model, datamodule=data, verbose=False)
     # The table is written first: a row is there for every epoch that last.ckpt knows of.
-    trainer.callbacks += [EpochTable(out / "train.csv"), best, one_checkpoint(out, "last", None)]  # type: ignore[attr-defined]
-    _run_trainer(setup, str(out / "last.ckpt") if resume else None)
-    if not best.best_model_path:
-        raise TrainingError("no epoch was trained: give --trainer.max_epochs at least 1")
+    trainer.callbacks += [table, checkpoints]  # type: ignore[attr-defined]
+    _run_trainer(setup, str(folder / LAST) if resume else None)
+    if checkpoints.best is None:
+        raise TrainingError("no epoch was trained to its end and validated: give --trainer more epochs, steps or time")
     if keep_start:
-        assert best.best_model_score is not None  # there is a best_model_path
-        after = float(best.best_model_score)
-        print(f"val_loss {before['val_loss']:.4g} before training, {after:.4g} after")
-        if not after < before["val_loss"]:
+        print(f"val_loss {before['val_loss']:.4g} before training, {checkpoints.best:.4g} after")
+        if not checkpoints.best < before["val_loss"]:
             print("training did not help: the weights from before it are kept")
             model.load_state_dict(start)
             return
-    model.load_state_dict(load_safely(out / "best.ckpt")["state_dict"])
+    model.load_state_dict(load_safely(folder / BEST)["state_dict"])
 
 
 def _run_trainer(setup: Setup, last: Optional[str]) -> None:
@@ -120,7 +128,7 @@ def _run_trainer(setup: Setup, last: Optional[str]) -> None:
         raise UserError(str(error)) from error
 
 
-def finish(model: Model, data: AnomalyData, false_positive_rate: float, out: Path) -> Path:
+def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: Path) -> None:
     """Fit the read-out to good images, choose thresholds, write model.ckpt and metrics.json."""
     model.cpu().eval()
     held_out = data.held_out_good("Choosing thresholds")
@@ -145,13 +153,12 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, out: Pat
     few = too_few(Counter(names), false_positive_rate)
     if few:
         warnings.warn(few, Doubt, stacklevel=2)
-    path = out / "model.ckpt"
+    path = folder / MODEL
     save_checkpoint(path, model.state_to_save(), model.config, info, model.quantization)
-    samples = test_samples(data.root, data.classes)
+    samples = test_samples(data.root, held_out.classes)  # a class that came while it trained is none of its own
     with progress("Testing", len(samples)) as step:
         report = evaluate(TorchEngine(path, batch=BATCH), samples, progress=step).report
-    write_json(out / "metrics.json", report)
-    return path
+    write_json(folder / "metrics.json", report)
 
 
 def quieten() -> None:
@@ -162,6 +169,8 @@ def quieten() -> None:
         ".*does not have many workers.*",  # images are in memory: workers would only copy them
         ".*exists and is not empty.*",
         ".*in eval mode at the start of training.*",  # the teacher, on purpose
+        ".*logger=True. will use .CSVLogger.*",
+        ".*smaller than the logging interval.*",
         ".*treespec, LeafSpec.*",  # torch's own, from inside Lightning
     ):
         warnings.filterwarnings("ignore", message)

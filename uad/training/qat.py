@@ -170,6 +170,7 @@ class QuantizationAware(Model):
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         """Insert the quantizers before Lightning loads their state."""
+        super().on_load_checkpoint(checkpoint)
         if not self.quantization.amax:
             self._quantize(checkpoint["quantization"]["amax"])
 

@@ -9,27 +9,34 @@ jsonargparse reads names, types and help off the signatures and docstrings of th
 
 import dataclasses
 import inspect
+import os
 from pathlib import Path
 from typing import Any, Dict, Optional, Type
 
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 
 from engines.errors import UserError
 from uad.data.module import AnomalyData
 from uad.models import model_class
 from uad.models.base import Model
+from uad.options import sentence
+from uad.training.callbacks import WholeFiles
 
 DEFAULT_MODEL = "stfpm"
 TRAINER_DEFAULTS = {
     "max_epochs": 6,
+    "devices": 1,
     "logger": False,
     "deterministic": True,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
     "enable_checkpointing": False,  # `fit` adds its own, which needs the output folder
 }
+PRECISIONS = (None, "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Setup:
 
 
 def set_up(
-    model: Dict[str, Any], data: Dict[str, Any], trainer: Dict[str, Any], ckpt: Optional[Path], seed: int
+    model: Dict[str, Any], data: Dict[str, Any], trainer: Dict[str, Any], ckpt: Optional[Path], seed: int, folder: Path
 ) -> Setup:
     """Check the settings and make what they describe.
 
@@ -53,6 +60,7 @@ def set_up(
         trainer: of Lightning's trainer.
         ckpt: the model.ckpt to go on from under fake quantization, or None.
         seed: of weights and of the order of images.
+        folder: of the run, where all that Lightning writes goes.
 
     Raises:
         UserError: a setting is unknown, of another type, or cannot be.
@@ -67,17 +75,24 @@ def set_up(
     _check_names("model", settings, kind, "; for quantization-aware training give --ckpt" if ckpt is None else "")
     _check_names("data", data, AnomalyData)
     _check_names("trainer", trainer, Trainer)
+    _check_trainer({**TRAINER_DEFAULTS, **trainer}, may_stand_still=ckpt is not None)
     try:
         checked = _parser(kind, True).parse_object({"model": settings, "data": data, "trainer": trainer}).as_dict()
     except ArgumentError as error:
-        raise UserError(f"{' '.join(str(error).split())} (see uad fit --help)") from error
+        raise UserError(f"{sentence(str(error))} (see uad fit --help)") from error
+    checked["data"]["root"] = checked["data"]["root"].expanduser()
+    if checked["model"].get("weights") is not None:
+        checked["model"]["weights"] = os.path.expanduser(checked["model"]["weights"])
     # As given: 1 is one batch and 1.0 all of them, and a check against Union[int, float] may turn one into the other.
     checked["trainer"].update(trainer)
     seed_everything(seed, verbose=False)
     start = {} if ckpt is None else {"ckpt": ckpt}
     try:
         made = Setup(
-            kind(**start, **checked["model"]), AnomalyData(**checked["data"]), Trainer(**checked["trainer"]), checked
+            kind(**start, **checked["model"]),
+            AnomalyData(**checked["data"]),
+            _trainer(checked["trainer"], folder),
+            checked,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"the settings of --trainer cannot serve: {error}") from error
@@ -96,6 +111,71 @@ def _check_names(group: str, settings: Dict[str, Any], kind: Type[Any], more: st
     for name in settings:
         if name not in known:
             raise UserError(f"--{group}.{name} is no setting of {kind.__name__}: it has {', '.join(known)}{more}")
+
+
+def _check_trainer(trainer: Dict[str, Any], may_stand_still: bool) -> None:
+    """Refuse what would end without a model, write beside the folder of the run, or import what is not ours.
+
+    Args:
+        trainer: settings.
+        may_stand_still: whether no epoch at all is meant, as where the quantizers are all that is wanted.
+
+    Raises:
+        UserError: such a setting.
+    """
+    epochs = trainer["max_epochs"]
+    every = trainer.get("check_val_every_n_epoch")
+    too_rare = isinstance(every, int) and isinstance(epochs, int) and 0 < epochs < every
+    precision = trainer.get("precision")
+    because = {
+        "precision": None
+        if precision is None or str(precision) in PRECISIONS
+        else "read-out and thresholds are fitted in float32: give 32-true, bf16-mixed or 16-mixed",
+        "max_epochs": "give at least 1" if epochs == 0 and not may_stand_still else None,
+        "limit_train_batches": "nothing would be trained" if trainer.get("limit_train_batches") == 0 else None,
+        "limit_val_batches": "the epoch that is kept is the best on held-out images: it needs some"
+        if trainer.get("limit_val_batches") == 0
+        else None,
+        "check_val_every_n_epoch": f"no epoch of {epochs} would be validated" if too_rare else None,
+        "fast_dev_run": "a trial leaves no model: give --trainer.max_epochs 1 --trainer.limit_train_batches 1"
+        if trainer.get("fast_dev_run")
+        else None,
+        "enable_checkpointing": "uad fit keeps last.ckpt and best.ckpt itself"
+        if trainer["enable_checkpointing"]
+        else None,
+        "barebones": "nothing of a run would be kept" if trainer.get("barebones") else None,
+        "strategy": "training takes one device: leave it out"
+        if trainer.get("strategy") not in (None, "auto", "single_device")
+        else None,
+        "logger": "give true, and Lightning's own writes into the folder of the run, or false"
+        if not isinstance(trainer["logger"], (bool, str)) or trainer["logger"] not in (True, False, "true", "false")
+        else None,
+        "profiler": f"give one of {', '.join(PROFILERS)}"
+        if trainer.get("profiler") not in (None, *PROFILERS)
+        else None,
+        "accelerator": "give its name, as cpu or gpu" if not str(trainer.get("accelerator")).isidentifier() else None,
+        "callbacks": "a run imports no classes" if trainer.get("callbacks") else None,
+        "plugins": "a run imports no classes" if trainer.get("plugins") else None,
+    }
+    for name, reason in because.items():
+        if reason:
+            raise UserError(f"--trainer.{name} {trainer[name]}: {reason}")
+
+
+def _trainer(settings: Dict[str, Any], folder: Path) -> Trainer:
+    """Lightning's trainer, which writes into the folder of the run.
+
+    Raises:
+        UserError: it takes more than one device.
+    """
+    changed = dict(settings, plugins=[WholeFiles()])
+    changed["default_root_dir"] = settings["default_root_dir"] or str(folder)
+    if settings["profiler"] is not None:
+        changed["profiler"] = PROFILERS[settings["profiler"]](dirpath=folder, filename="profile")
+    trainer = Trainer(**changed)
+    if trainer.world_size > 1:
+        raise UserError(f"--trainer.devices {settings['devices']}: training takes one device")
+    return trainer
 
 
 def help_text(name: Optional[str], ckpt: Optional[Path]) -> str:

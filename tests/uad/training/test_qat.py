@@ -348,7 +348,7 @@ def runs(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def test_a_run_leaves_its_files_and_a_checkpoint_of_plain_values(runs: Runs) -> None:
     names = {path.name for path in runs.trained.parent.iterdir()}
-    assert names == {"config.yaml", "train.csv", "last.ckpt", "best.ckpt", "model.ckpt", "metrics.json"}
+    assert names == {"config.yaml", "run.json", "train.csv", "last.ckpt", "best.ckpt", "model.ckpt", "metrics.json"}
     assert json.loads((runs.trained.parent / "metrics.json").read_text())["image_auroc"] is not None
     content = torch.load(runs.trained, weights_only=True)
     assert content["program"] == "uad" and content["quantization"]["bits"] == 8

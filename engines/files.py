@@ -52,7 +52,7 @@ def check_output(path: Optional[Path], flag: str) -> None:
             raise OutputError(f"cannot write to {path}: choose another with {flag}")
         return
     target = Path(os.path.realpath(str(path)))
-    if target.is_dir():
+    if os.path.isdir(str(target)):
         raise OutputError(f"{path} is a folder: name a file with {flag}")
     make_folder(target.parent, flag)
 
@@ -66,7 +66,7 @@ def replacing(path: Union[str, Path]) -> Iterator[Path]:
     """
     to_stream = _is_stream(path)
     target = Path(os.path.realpath(str(path)))
-    if target.is_dir():
+    if os.path.isdir(str(target)):
         raise OutputError(f"{target} is a folder: name a file")
     folder = Path(tempfile.gettempdir()) if to_stream else make_folder(target.parent, None)
     temporary = folder / f".uad-{secrets.token_hex(8)}.part"  # the process's number is the same in many containers
@@ -149,7 +149,7 @@ def _pour(source: Path, path: Union[str, Path]) -> None:
 
 def _settle(temporary: Path, target: Path) -> None:
     """Give a file its place, so that after a loss of power either the old one or the new one is there."""
-    if target.exists():
+    if os.path.exists(str(target)):
         shutil.copymode(str(target), str(temporary))
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jp2", ".gif", ".pgm", ".ppm")
 DEPTHS = (10, 12, 14, 16)  # of cameras that write 16-bit files
-MEGAPIXELS = 120.0  # the largest image that is decoded in less than 1 GB; `allow` raises it
+MEGAPIXELS = 120.0  # of the largest image that is decoded, which takes about 1.1 GB; `allow` raises it
 LARGE = 2**24  # pixels: of larger images only one is decoded at a time
 RESIZE_RULE = "bilinear with antialiasing (Pillow), aspect ratio not kept"
 
@@ -54,8 +54,24 @@ def read_image(
         with _opened(path) as image:
             turn = _orientation_of(image)
             until_resized.enter_context(_decoding(image.size))
-            pixels = turned(_to_rgb(image, path, faint, depth), turn)
+            pixels = np.empty((image.size[1], image.size[0], 3), np.uint8)
+            for top, band in _rgb_bands(image, path, faint, depth):
+                pixels[top : top + len(band)] = band
+        pixels = turned(pixels, turn)
         return pixels if size is None else resize(pixels, size)
+
+
+def check_image(path: Union[str, Path], depth: int = 16) -> Tuple[int, int]:
+    """Decode one image file as `read_image` does, without keeping it: (H, W).
+
+    Raises:
+        ImageFileError: as `read_image`.
+    """
+    with _opened(path) as image, _decoding(image.size):
+        for _ in _rgb_bands(image, path, faint=False, depth=depth):
+            pass
+        width, height = image.size
+        return (height, width) if _orientation_of(image) < 5 else (width, height)
 
 
 @contextlib.contextmanager
@@ -78,6 +94,7 @@ def _opened(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
                     f"{path} ({megapixels:.0f} megapixels, {_allowed:g} are allowed: --max-megapixels raises that)"
                 )
             yield file
+            file.close()  # which gives its pixels back now, whoever still names it
     except ImageFileError:
         raise
     except FileNotFoundError as error:
@@ -144,25 +161,25 @@ def grey_depth(path: Union[str, Path]) -> Optional[int]:
     return next((depth for depth in DEPTHS if highest < 2**depth), DEPTHS[-1])
 
 
-def _to_rgb(image: "PIL.Image.Image", path: Union[str, Path], faint: bool, depth: int) -> np.ndarray:
-    """The stored pixels, (H, W, 3) uint8, band by band: whole copies of a large image would take far more memory."""
+def _rgb_bands(
+    image: "PIL.Image.Image", path: Union[str, Path], faint: bool, depth: int
+) -> "Iterator[Tuple[int, np.ndarray]]":
+    """The stored pixels in bands, (h, W, 3) uint8: whole copies of a large image would take far more memory."""
     if image.mode == "F":
         raise ImageFileError(f"{path} (floating-point pixels have no fixed range: save it with 8 or 16 bits)")
-    pixels = np.empty((image.size[1], image.size[0], 3), np.uint8)
+    if not image.mode.startswith("I"):
+        for top, band in _bands(image):
+            yield top, np.asarray(_opaque(band).convert("RGB"))
+        return
     highest = 0
     for top, band in _bands(image):
-        if image.mode.startswith("I"):
-            wide = np.asarray(band).astype(np.int64)
-            if wide.min() < 0 or wide.max() > 65535:
-                raise ImageFileError(f"{path} (more than 16 bits a pixel: save it with 8 or 16 bits)")
-            highest = max(highest, int(wide.max()))
-            rgb = _eight_bits(wide, faint, depth)[..., None]
-        else:
-            rgb = np.asarray(_opaque(band).convert("RGB"))
-        pixels[top : top + len(rgb)] = rgb
-    if image.mode.startswith("I") and not faint:
+        wide = np.asarray(band).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ImageFileError(f"{path} (more than 16 bits a pixel: save it with 8 or 16 bits)")
+        highest = max(highest, int(wide.max()))
+        yield top, np.repeat(_eight_bits(wide, faint, depth)[..., None], 3, axis=2)
+    if not faint:
         _tell_of_depth(path, highest, depth)
-    return pixels
 
 
 def _bands(image: "PIL.Image.Image") -> "Iterator[Tuple[int, PIL.Image.Image]]":

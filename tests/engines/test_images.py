@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import tracemalloc
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines import images
 from engines.errors import Doubt, ImageFileError
-from engines.images import SUFFIXES, grey_depth, read_image, resize
+from engines.images import SUFFIXES, allow, check_image, grey_depth, orientation, read_image, resize, turned
 
 GREY = np.array([[0, 1, 100], [128, 254, 255]], np.uint8)
 COLOURS = np.array(
@@ -246,3 +250,102 @@ def test_a_photograph_that_does_not_fit_its_depth_is_told(tmp_path: Path) -> Non
         read_image(path, depth=14)
         read_image(wide(tmp_path / "b.png", 0, 40000))
         read_image(wide(tmp_path / "c.png", 0, 1), faint=True)  # a mask
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
+def test_bands_join_to_the_whole_image(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    if mode == "I;16":
+        image = Image.fromarray(random.integers(0, 65536, (50, 30), np.uint16))
+    else:
+        image = Image.fromarray(random.integers(0, 256, (50, 30, 4), np.uint8), "RGBA").convert(mode)
+    path = saved(image, tmp_path / "a.tif")
+    whole = read_image(path)
+    monkeypatch.setattr(images, "_bands", lambda image: _rows_of_seven(image))
+    np.testing.assert_array_equal(read_image(path), whole)
+    assert check_image(path) == (50, 30)
+
+
+def _rows_of_seven(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    for top in range(0, image.size[1], 7):
+        band = image.crop((0, top, image.size[0], min(top + 7, image.size[1])))
+        band.info = image.info
+        yield top, band
+
+
+def test_an_image_of_many_bands_is_read_whole(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 1400), np.uint8)
+    assert len(list(images._bands(Image.fromarray(pixels)))) > 2
+    assert_read(saved(Image.fromarray(pixels), tmp_path / "a.png", compress_level=1), three(pixels))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_rotation_of_exif_is_as_pillow_has_it(turn: int, tmp_path: Path) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    path = saved(Image.fromarray(COLOURS), tmp_path / "a.png", exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert_read(path, expected)
+    assert check_image(path) == expected.shape[:2]
+    np.testing.assert_array_equal(turned(COLOURS, turn), expected)
+
+
+def test_a_rotation_that_exif_does_not_know_is_none(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 9
+    path = saved(Image.fromarray(COLOURS), tmp_path / "a.png", exif=exif)
+    assert orientation(path) == 1
+    assert_read(path, COLOURS)
+
+
+def test_an_image_larger_than_allowed_is_refused_before_it_is_decoded_and_a_flag_raises_that(tmp_path: Path) -> None:
+    path = saved(Image.new("1", (13_000, 13_000)), tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow's own, of what it calls a bomb
+        tracemalloc.start()
+        try:
+            assert "169 megapixels, 120 are allowed: --max-megapixels" in message_of(path)
+            with pytest.raises(ImageFileError, match="169 megapixels"):
+                check_image(path)
+            assert tracemalloc.get_traced_memory()[1] < 5e6
+        finally:
+            tracemalloc.stop()
+        try:
+            allow(200)
+            assert check_image(path) == (13_000, 13_000)
+        finally:
+            allow(images.MEGAPIXELS)
+
+
+def test_one_large_image_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "LARGE", 100)
+    path = saved(Image.new("L", (20, 20)), tmp_path / "a.png")
+    most = now = 0
+    whole = images._bands
+
+    def counted(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        threading.Event().wait(0.02)
+        yield from whole(image)
+        now -= 1
+
+    monkeypatch.setattr(images, "_bands", counted)
+    for work in (read_image, check_image):
+        threads = [threading.Thread(target=work, args=(path,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most == 1
+    monkeypatch.setattr(images, "LARGE", 1000)
+    threads = [threading.Thread(target=read_image, args=(path,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most > 1

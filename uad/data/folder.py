@@ -18,7 +18,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Ty
 import numpy as np
 
 from engines.errors import Doubt, ImageFileError
-from engines.images import grey_depth, read_image
+from engines.images import check_image, grey_depth, read_image
 from uad.data.files import count, folders_in, has_images, images_below, listing
 from uad.data.masks import WANTED, MaskFolder, is_turned_in_place, read_masks, regions, shrink, tell_of_doubtful
 from uad.errors import DataError
@@ -227,7 +227,7 @@ def check_samples(samples: Sequence[Sample], progress: Callable[[], object] = la
     turned: Dict[Path, None] = {}
 
     def check(sample: Sample) -> None:
-        shape = read_image(sample.path, depth=sample.depth).shape[:2]
+        shape = check_image(sample.path, sample.depth)
         for path in sample.masks:
             mask = read_masks([path], sample.path)
             if mask.shape != shape:

@@ -96,21 +96,26 @@ def decide(
     overlays = make_folder(out / "overlays")
     (overlays / RESULTS).touch()
     for number, (path, name) in enumerate(names.items()):
-        photograph = read_image(path, depth=engine.info.depth_of(name))
-        prediction = engine.infer(resize(photograph, engine.info.size)[None], [str(path)])
-        threshold = engine.info.threshold_of(name)
-        score = float(prediction.score[0])
-        file = str(overlays / f"{number:05d}_{_short(path.stem)}.png")
-        try:
-            _write_png(file, overlay(_reduced(photograph), prediction.anomaly_map[0], threshold))
-        except OutputError as error:
-            warnings.warn(f"{path} has no overlay: {error}", Doubt, stacklevel=2)
-            file = ""
-        decision = "defect" if is_defect(score, threshold) else "good"
-        decisions.append(Decision(str(path), name or "", score, threshold, decision, file))
+        decisions.append(_judged(engine, path, name, overlays / f"{number:05d}_{_short(path.stem)}.png"))
         progress()
     _write_tables(out, decisions)
     return decisions
+
+
+def _judged(engine: Engine, path: Path, class_name: Optional[str], overlay_path: Path) -> Decision:
+    """Judge one image and draw its overlay; a function of its own, so that only one photograph is in memory."""
+    photograph = read_image(path, depth=engine.info.depth_of(class_name))
+    prediction = engine.infer(resize(photograph, engine.info.size)[None], [str(path)])
+    threshold = engine.info.threshold_of(class_name)
+    score = float(prediction.score[0])
+    drawn = str(overlay_path)
+    try:
+        _write_png(overlay_path, overlay(_reduced(photograph), prediction.anomaly_map[0], threshold))
+    except OutputError as error:
+        warnings.warn(f"{path} has no overlay: {error}", Doubt, stacklevel=2)
+        drawn = ""
+    decision = "defect" if is_defect(score, threshold) else "good"
+    return Decision(str(path), class_name or "", score, threshold, decision, drawn)
 
 
 def overlay(photograph: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
@@ -164,7 +169,7 @@ def _short(name: str) -> str:
     return name if len(encoded) <= LONGEST else encoded[:LONGEST].decode("utf-8", "ignore")
 
 
-def _write_png(path: str, image: np.ndarray) -> None:
+def _write_png(path: Path, image: np.ndarray) -> None:
     from PIL import Image
 
     with replacing(path) as temporary:

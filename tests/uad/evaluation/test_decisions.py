@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from image_folders import make_class, noise, save
 from PIL import Image
 
 import engines
-from engines.errors import UserError
+from engines.errors import Doubt, UserError
+from uad.evaluation import decisions
 from uad.evaluation.decisions import class_of, decide, find_images
 
 CLASSES = ["bolt", "nut"]
@@ -128,3 +132,62 @@ def test_an_overlay_marks_what_is_above_the_threshold_by_hand() -> None:
     np.testing.assert_array_equal(shown[0, 2:], [[100, 100, 100], [100, 100, 100]])
     np.testing.assert_array_equal(shown[1, 2], np.rint([0.35 * 100 + 0.65 * 255, 0.35 * 100 + 0.65 * 127.5, 35]))
     np.testing.assert_array_equal(shown[1, 3], np.rint([0.35 * 100 + 0.65 * 255, 35, 35]))
+
+
+NAMES = [b"pi\xe8ce.png", b"a" * 240 + b".png", ("\u87ba" * 80).encode() + b".png", b"=1+1.png"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_of_any_name_is_judged_and_written(name: bytes, model: Path, tmp_path: Path) -> None:
+    photograph = tmp_path / os.fsdecode(name)
+    save(noise(0), tmp_path / "0.png").rename(photograph)
+    judge(model, [photograph], tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert row["image"] == str(photograph) and Path(row["overlay"]).is_file()
+    assert os.fsencode(photograph) in (tmp_path / "out" / "predictions.csv").read_bytes()
+
+
+def test_an_overlay_that_cannot_be_written_is_a_line_and_the_rest_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(3):
+        save(noise(index), tmp_path / f"{index}.png")
+    monkeypatch.setattr(decisions, "_short", lambda name: "x" * 300 if name == "1" else name)
+    with pytest.warns(Doubt, match="1.png has no overlay: .*File name too long"):
+        judge(model, [tmp_path / f"{index}.png" for index in range(3)], tmp_path / "out")
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        assert [bool(row["overlay"]) for row in csv.DictReader(file)] == [True, False, True]
+
+
+def test_a_pattern_that_the_shell_left_alone_is_expanded(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.jpg", "b/3.png"):
+        save(noise(0), tmp_path / name)
+    assert [path.name for path in find_images([tmp_path / "*" / "*.png"])] == ["1.png", "3.png"]
+    assert len(find_images([tmp_path / "**" / "*.*"])) == 3
+    (tmp_path / "[a].png").write_bytes((tmp_path / "a" / "1.png").read_bytes())
+    assert [path.name for path in find_images([tmp_path / "[a].png"])] == ["[a].png"]
+    with pytest.raises(UserError, match="no such file"):
+        find_images([tmp_path / "*.webp"])
+
+
+def test_a_video_and_a_pipe_get_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "line.MP4").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="is a video: .*ffmpeg"):
+        find_images([tmp_path / "line.MP4"])
+    with pytest.raises(UserError, match="is a pipe"):
+        find_images([tmp_path / "pipe.png"])
+
+
+def test_the_overlay_of_a_large_photograph_is_reduced(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decisions, "SHOWN", 400)
+    Image.new("RGB", (80, 20)).save(tmp_path / "large.png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
+    judge(model, [tmp_path / "large.png", tmp_path / "small.png"], tmp_path / "out")
+    sizes = []
+    for path in sorted((tmp_path / "out" / "overlays").glob("*.png")):
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    assert sizes == [(80, 10), (40, 20)]  # the photograph twice, side by side

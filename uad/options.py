@@ -23,10 +23,10 @@ WORDS = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "list": "names, as [a,b], in a YAML file in quotes where they look like numbers",
+    "list": "names, as [a,b]",
     "tuple": "two whole numbers, as [224,320]",
     "dict": "its settings one by one, as --NAME.SETTING VALUE",
-    "str": "text",
+    "str": "text, in a YAML file in quotes where it looks like a number",
 }
 
 

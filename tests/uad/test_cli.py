@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from disks import files_of_at_most
 from image_folders import SIZE, make_class, noise, save
 from PIL import Image
 
@@ -220,6 +222,80 @@ def test_an_output_that_cannot_be_written(error_of: Callable[..., str], tiny_run
     assert "cannot write" in error_of("export", tiny_run.onnx("fp32"), "--out", below / "m.onnx")
     assert "cannot write" in error_of("predict", tiny_run.onnx("fp32"), tiny_run.root, "--out", below)
     assert "cannot write" in error_of("fit", "--data.root", tiny_run.root, "--out", below, "--model.weights", "none")
+
+
+def test_an_output_is_refused_before_the_work_by_its_own_flag(
+    error_of: Callable[..., str], tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engines import benchmark
+    from uad.evaluation import evaluate
+
+    def no_work(*_: Any) -> None:
+        raise AssertionError("it went to work")
+
+    monkeypatch.setattr(evaluate, "evaluate", no_work)
+    monkeypatch.setattr(benchmark, "benchmark", no_work)
+    (tmp_path / "file").touch()
+    model, below = tiny_run.onnx("fp32"), tmp_path / "file" / "x.json"
+    for command, flag in (("test", "--json"), ("test", "--scores"), ("bench", "--json")):
+        root = ("--data.root", tiny_run.root) if command == "test" else ()
+        message = error_of(command, model, *root, flag, below)
+        assert f"choose another with {flag}" in message and "--out" not in message
+
+
+def test_the_table_is_printed_though_the_file_cannot_be_written(
+    tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_run.onnx("fp32")
+    with files_of_at_most(10):
+        assert cli.main(["test", str(model), "--data.root", str(tiny_run.root), "--json", str(tmp_path / "a")]) == 2
+    printed = capsys.readouterr()
+    assert "| mean" in printed.out and "cannot write" in printed.err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_go_where_the_output_goes(tiny_run: Any, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "uad.cli", "test", str(tiny_run.onnx("fp32")), "--data.root", str(tiny_run.root)]
+    ended = subprocess.run([*command, "--json", "/dev/stdout"], check=True, capture_output=True, text=True)
+    table, _, figures = ended.stdout.partition("{")
+    assert "| mean" in table and json.loads("{" + figures)["runtime"]
+
+
+def test_names_of_files_that_are_no_text_are_printed_and_written(tiny_run: Any, tmp_path: Path) -> None:
+    name = tmp_path / "nut" / "test" / "good" / os.fsdecode(b"pi\xe8ce.png")
+    save(noise(0), tmp_path / "nut" / "test" / "good" / "a.png").rename(name)
+    command = [sys.executable, "-m", "uad.cli", "test", str(tiny_run.onnx("fp32")), "--data.root", str(tmp_path)]
+    for locale in ("C", "C.UTF-8", "POSIX"):
+        environment = dict(os.environ, LC_ALL=locale)
+        out = ["--scores", str(tmp_path / "scores.csv")]
+        ended = subprocess.run([*command, *out], check=False, capture_output=True, env=environment)
+        assert ended.returncode == 0, ended.stderr
+        assert b"pi\xe8ce.png" in (tmp_path / "scores.csv").read_bytes()
+    name.write_text("no image")
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == 2 and "ce.png (not an image)" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_check_answers_with_its_exit_code(tiny_run: Any, error_of: Callable[..., str], tmp_path: Path) -> None:
+    small = tmp_path / "cpu.onnx"
+    assert cli.main(["export", str(tiny_run.onnx("int8")), "--target", "cpu", "--out", str(small)]) == 0
+    assert cli.main(["check", str(small), "--target", "cpu"]) == 0
+    assert cli.main(["check", str(small), "--target", "jetson-xavier-nx"]) == 1
+    assert "no such file" in error_of("check", tmp_path / "absent.onnx")
+
+
+def test_a_bar_is_taken_away_when_the_work_is_broken_off(capsys: pytest.CaptureFixture[str]) -> None:
+    from uad.progress import phases, progress
+
+    with pytest.raises(KeyboardInterrupt), progress("Counting", 3) as step:
+        step()
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), phases("Building"):
+        raise KeyboardInterrupt
+    assert "Counting" not in capsys.readouterr().err
+    with progress("Counting", 1) as step:
+        step()
+    assert "Counting" in capsys.readouterr().err
 
 
 def test_fit_refuses_bad_folders_before_training(error_of: Callable[..., str], tmp_path: Path) -> None:

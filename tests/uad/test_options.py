@@ -16,6 +16,9 @@ class Inner:
     root: Path = field(metadata=about("a folder"))
     few: Optional[List[str]] = field(default=None, metadata=about("some"))
 
+    def __post_init__(self) -> None:
+        settle(self)
+
 
 @dataclass
 class Options:
@@ -79,3 +82,86 @@ def test_numbers_are_named_by_their_flag() -> None:
         at_least(1, calibration_images=0)
     with pytest.raises(UserError, match="--seconds nan: give a number above 0"):
         above_zero(seconds=float("nan"))
+
+
+LINE = ["a.png", "--data.root", "x", "--out", "o"]
+
+
+def classes_of(text: str) -> "Optional[List[str]]":
+    return parse(Classes, ["--classes", text], "thing").classes
+
+
+@dataclass
+class Classes:
+    """Do a thing."""
+
+    classes: Optional[List[str]] = field(default=None, metadata=about("some"))
+    quick: bool = field(default=False, metadata=about("or slow"))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("nut", ["nut"]),
+        ("nut,bolt", ["nut", "bolt"]),
+        ("[nut, bolt]", ["nut", "bolt"]),
+        ("[01,02]", ["01", "02"]),
+        ("[on,null]", ["on", "null"]),
+        ('["01","a,b"]', ["01", "a,b"]),
+        ("['nut']", ["nut"]),
+        ("[7]", ["7"]),
+    ],
+)
+def test_names_are_names_whatever_yaml_makes_of_them(text: str, names: "List[str]") -> None:
+    assert classes_of(text) == names
+    assert parse(Classes, [f"--classes={text}"], "thing").classes == names
+
+
+def test_names_of_a_file_that_look_like_numbers_want_quotes(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("classes: [01, 02]\n")
+    with pytest.raises(UserError, match=r"--classes \[1, 2\]: give text, in a YAML file in quotes"):
+        parse(Classes, ["--config", str(tmp_path / "a.yaml")], "thing")
+    (tmp_path / "b.yaml").write_text("classes: ['01']\nquick: true\n")
+    assert parse(Classes, ["--config", str(tmp_path / "b.yaml")], "thing") == Classes(["01"], True)
+
+
+def test_a_switch_takes_no_value() -> None:
+    assert parse(Classes, ["--quick"], "thing").quick and not parse(Classes, [], "thing").quick
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "---\n"])
+def test_an_empty_file_sets_nothing(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    for config in (["--config", str(tmp_path / "a.yaml")], [f"--config={tmp_path / 'a.yaml'}"]):
+        assert parse(Options, [*LINE, *config], "thing") == parse(Options, LINE, "thing")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"\xff\xfe", "is not YAML"), (b"a: [", "is not YAML"), (b"[1]", "holds no settings"), (None, "cannot be read")],
+)
+def test_a_file_that_holds_no_settings_is_named(content: "Optional[bytes]", said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"--config .*a.yaml:? {said}"):
+        parse(Options, [*LINE, "--config", str(path)], "thing")
+
+
+def test_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = parse(Options, ["~/a.png", "--data.root=~/x", "--out", "~/o"], "thing")
+    assert options == Options([tmp_path / "a.png"], Inner(tmp_path / "x"), tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--max-drop", "much"], "--max-drop much: give a number (see"),
+        (["--colour", "green"], "--colour green: give one of red, blue (see"),
+    ],
+)
+def test_a_mistake_is_a_sentence(line: "List[str]", said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(Options, [*LINE, *line], "thing")
+    assert said in str(caught.value) and "class" not in str(caught.value)

@@ -7,7 +7,7 @@ from typing import Dict, Optional, Sequence, Type
 
 import numpy as np
 
-from engines.errors import ModelFileError
+from engines.errors import ModelFileError, UserError
 from engines.metadata import ModelInfo
 
 
@@ -30,6 +30,7 @@ class Engine(abc.ABC):
         batch: images in one call of `run`.
         device_mem_mb: GPU memory for activations, work space and buffers, in units of 10^6 bytes; the weights, about as
             large as the file, come on top. None where there is no GPU.
+        closed: whether it was closed.
     """
 
     runtime: str
@@ -38,6 +39,7 @@ class Engine(abc.ABC):
     info: ModelInfo
     batch: int
     device_mem_mb: Optional[float] = None
+    closed = False
 
     @abc.abstractmethod
     def run(self, images: np.ndarray) -> Prediction:
@@ -59,9 +61,12 @@ class Engine(abc.ABC):
             names: of the images, for errors.
 
         Raises:
+            UserError: it is closed.
             ModelFileError: the model gives values that are not finite, or a map of another size than it says.
             ValueError: another shape or dtype.
         """
+        if self.closed:
+            raise UserError(f"{self.path} is closed: load it again")
         expected = (self.info.height, self.info.width, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or not len(images):
             raise ValueError(f"images must be uint8 (N >= 1, {expected}), got {images.dtype} {images.shape}")

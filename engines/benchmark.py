@@ -5,14 +5,17 @@ take turns (A B A B) on an otherwise idle machine and a drift of its speed meets
 array in, host array out, by one clock (time.perf_counter) whatever the runtime. A runtime on a GPU tells by the GPU's
 clock, too, how long the copies and the computing took.
 
-Run as `python -m engines.benchmark MODEL RUNTIME BATCH THREADS` this file is such a process.
+Run as `python -m engines.benchmark MODEL RUNTIME BATCH THREADS` this file is such a process. It ends with the process
+that started it, however that one ends.
 """
 
 import contextlib
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, Optional, Sequence
@@ -28,6 +31,13 @@ WARM_UP_SECONDS = 0.5
 WARM_UP_RUNS = 10
 INPUTS = 4  # different random images, taken in turn
 LATENCY = "latency"
+PATIENCE = 600.0  # seconds without an answer, beyond those asked for, after which a process is stopped
+# Runs a module with the search path of this process: -m would put the current folder first, PYTHONPATH a whole
+# site-packages before the standard library.
+LAUNCH = (
+    "import sys; sys.path[:] = sys.argv[1].splitlines(); module = sys.argv[2]; del sys.argv[1:3]; "
+    "import runpy; runpy.run_module(module, run_name='__main__', alter_sys=True)"
+)
 Run = Dict[str, float]  # LATENCY -> ms, and each of `Engine.parts_ms` -> ms
 
 
@@ -40,49 +50,61 @@ class Worker:
         Raises:
             UserError: the model cannot be loaded; with the process's own message.
         """
-        root = str(Path(__file__).resolve().parents[1])
-        paths = [root] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
-        self._process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self._process = subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input: IO[str] = self._process.stdin
         self._output: IO[str] = self._process.stdout
         try:
-            self.description = self._answer()
-        except UserError:
+            self.description = self._answer(0.0)
+        except BaseException:
             self.close()
             raise
 
     def measure(self, seconds: float) -> "List[Run]":
         """Run the model for about `seconds`; each run."""
-        runs: List[Run] = self._ask(f"run {seconds}")["runs"]
+        runs: List[Run] = self._ask(f"run {seconds}", seconds)["runs"]
         return runs
 
-    def memory(self) -> Dict[str, float]:
-        """`ram_mb` and `ram_peak_mb` of the process (resident set), in units of 10^6 bytes."""
-        return self._ask("memory")
+    def memory(self) -> Dict[str, Optional[float]]:
+        """`ram_mb` and `ram_peak_mb` of the process (resident set), in units of 10^6 bytes; None where no one tells."""
+        return self._ask("memory", 0.0)
 
     def close(self) -> None:
         """End the process; may be called twice."""
         with contextlib.suppress(BrokenPipeError):
             self._input.close()
-        self._process.wait(timeout=60)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._output.close()
 
-    def _ask(self, line: str) -> Dict[str, Any]:
+    def _ask(self, line: str, seconds: float) -> Dict[str, Any]:
         try:
             self._input.write(line + "\n")
             self._input.flush()
         except BrokenPipeError:
             pass
-        return self._answer()
+        return self._answer(seconds)
 
-    def _answer(self) -> Dict[str, Any]:
+    def _answer(self, seconds: float) -> Dict[str, Any]:
+        """The next answer, which takes about so many seconds."""
+        limit = PATIENCE + seconds
+        late: List[bool] = []
+
+        def stop() -> None:
+            late.append(True)
+            self._process.kill()
+
+        alarm = threading.Timer(limit, stop)
+        alarm.start()
         line = self._output.readline()
+        alarm.cancel()
         if not line:
             self._process.wait()
+            if late:
+                raise UserError(f"the measuring process gave no answer in {limit:.0f} s and was stopped")
             raise UserError(f"the measuring process ended with code {self._process.returncode}")
         answer: Dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -99,7 +121,12 @@ class Worker:
 
 def worker_command(path: str, runtime: Optional[str], batch: Optional[int], threads: Optional[int]) -> List[str]:
     """The command of a process that measures a model file that `engines.load` can load."""
-    return [sys.executable, "-m", "engines.benchmark", path, runtime or "", str(batch or 0), str(threads or 0)]
+    return module_command("engines.benchmark", path, runtime or "", str(batch or 0), str(threads or 0))
+
+
+def module_command(module: str, *arguments: str) -> List[str]:
+    """The command of a process that runs a module, which finds what this process finds."""
+    return [sys.executable, "-c", LAUNCH, "\n".join(sys.path), module, *arguments]
 
 
 def benchmark(
@@ -168,6 +195,7 @@ def serve(load: Callable[[], engines.Engine], threads: Optional[int]) -> None:
         answers.write(json.dumps(values) + "\n")
         answers.flush()
 
+    orders = _orders()
     try:
         start = time.perf_counter()
         engine = load()
@@ -190,13 +218,27 @@ def serve(load: Callable[[], engines.Engine], threads: Optional[int]) -> None:
             "device_mem_mb": engine.device_mem_mb,
         }
     )
-    for line in sys.stdin:
-        order = line.split()
+    while True:
+        order = orders.get().split()
         if order[0] == "memory":
             answer(_memory())
         else:
             _measure(engine, images, 0.0, 2)  # the caches are cold after the others' turns
             answer({"runs": _measure(engine, images, float(order[1]), 1)})
+
+
+def _orders() -> "queue.Queue[str]":
+    """The lines of stdin as they come. This process ends when there will be no more, whatever it is doing."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as stdin:  # a buffered one cannot be left while it is read
+            for line in stdin:
+                lines.put(line.decode())
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def _measure(engine: engines.Engine, images: np.ndarray, seconds: float, runs: int) -> List[Run]:
@@ -212,9 +254,12 @@ def _measure(engine: engines.Engine, images: np.ndarray, seconds: float, runs: i
     return measured
 
 
-def _memory() -> Dict[str, float]:
+def _memory() -> Dict[str, Optional[float]]:
     """Resident memory of this process from Linux's /proc/self/status; its peak counts from the program's start."""
-    status = Path("/proc/self/status").read_text()
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return {"ram_mb": None, "ram_peak_mb": None}
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.startswith("Vm")}
     return {"ram_mb": kilobytes["VmRSS"] * 1024 / 1e6, "ram_peak_mb": kilobytes["VmHWM"] * 1024 / 1e6}
 

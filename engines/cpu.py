@@ -14,8 +14,9 @@ def cpu_fields() -> Dict[str, str]:
 
 
 def cpu_flags() -> Set[str]:
-    """The instruction sets, as Linux names them."""
-    return set(cpu_fields().get("flags", "").split())
+    """The instruction sets, as Linux names them: `flags` on x86, `Features` on ARM."""
+    fields = cpu_fields()
+    return set(fields.get("flags", fields.get("Features", "")).split())
 
 
 def saturates(machine: str, flags: Set[str]) -> bool:

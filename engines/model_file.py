@@ -4,7 +4,7 @@ Imports onnx where it is used, so that `engines` starts without it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from engines.metadata import ModelInfo
 if TYPE_CHECKING:
     import onnx
 
+DOMAINS = ("", "ai.onnx")
 KEY = "uad"  # the key of the ONNX file's metadata_props that holds ModelInfo as JSON
 
 
@@ -31,10 +32,10 @@ def read_info(path: Union[str, Path]) -> ModelInfo:
 
 
 def load_model(path: Union[str, Path]) -> "onnx.ModelProto":
-    """Load an ONNX file.
+    """Load an ONNX file, whose nodes are well formed and in an order in which each follows what it reads.
 
     Raises:
-        ModelFileError: it is missing or damaged, or a TensorRT plan.
+        ModelFileError: it is missing, damaged or malformed, names other files, or is a TensorRT plan.
     """
     import onnx
 
@@ -42,11 +43,38 @@ def load_model(path: Union[str, Path]) -> "onnx.ModelProto":
         raise ModelFileError(f"{path} is a TensorRT plan: give the .onnx file that it was built from")
 
     try:
-        return onnx.load(str(path), load_external_data=False)
+        model = onnx.load(str(path), load_external_data=False)
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such file") from error
     except Exception as error:  # protobuf's own error classes differ between its versions
         raise ModelFileError(f"{path} is not an ONNX file, or is damaged: export it again") from error
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ModelFileError(f"{path}: {tensor.name} lies in another file: export it again, into one file")
+    foreign = [node for node in model.graph.node if node.domain not in DOMAINS and onnx.defs.has(node.op_type)]
+    if foreign:
+        named = f"{foreign[0].op_type} of '{foreign[0].domain}' ({foreign[0].name})"
+        raise ModelFileError(f"{path}: {named} is not ONNX's own: export it again")
+    try:
+        onnx.checker.check_model(model)
+        for tensor in _tensors(model.graph):
+            onnx.numpy_helper.to_array(tensor)  # as many values as its shape says, of a type that there is
+    except Exception as error:  # ValidationError, and TypeError or RuntimeError for what is worse
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFileError(f"{path} is not a valid ONNX graph ({reason}): export it again") from error
+    return model
+
+
+def _tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
+    """Every constant, those of subgraphs too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+            for inside in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _tensors(inside)
 
 
 def info_of(model: "onnx.ModelProto", path: Union[str, Path]) -> ModelInfo:

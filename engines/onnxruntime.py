@@ -41,7 +41,7 @@ class OnnxRuntimeEngine(Engine):
         return Prediction(score, anomaly_map)
 
     def close(self) -> None:
-        self._session = None
+        self._session, self.closed = None, True
 
 
 def _model_for_here(path: str, info: ModelInfo) -> bytes:

@@ -50,7 +50,7 @@ class OpenVinoEngine(Engine):
         return Prediction(results["score"], results["anomaly_map"])
 
     def close(self) -> None:
-        self._request = None
+        self._request, self.closed = None, True
 
 
 def _first_line(error: Exception) -> str:

@@ -177,6 +177,7 @@ class TensorRtEngine(Engine):
             return {part: self._marks[i].time_till(self._marks[i + 1]) for i, part in enumerate(PARTS)}
 
     def close(self) -> None:
+        self.closed = True
         if self._context is None:
             return
         with contextlib.suppress(self._cuda.LogicError), self._current():  # without its context nothing is left to free

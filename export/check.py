@@ -172,8 +172,9 @@ def _fixed(model: onnx.ModelProto) -> Dict[str, np.ndarray]:
     """Tensor name -> value, of every initializer and Constant node."""
     values = constants(model)
     for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            values[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if isinstance(value, onnx.TensorProto):
+            values[node.output[0]] = onnx.numpy_helper.to_array(value)
     return values
 
 

@@ -1,6 +1,5 @@
 """Any model file as an engine, or as a process to measure: a checkpoint through torch, the rest through `engines`."""
 
-import sys
 from pathlib import Path
 from typing import List, Optional, Sequence, Union
 
@@ -37,7 +36,7 @@ def worker_command(path: Path, runtime: Optional[str], batch: Optional[int], thr
     """The command of a process that measures this model; see `open_engine`."""
     if path.suffix != ".ckpt":
         return benchmark.worker_command(str(path), _runtime_of(path, runtime), batch, threads)
-    return [sys.executable, "-m", "uad.training.torch_worker", str(path), str(batch or 0), str(threads or 0)]
+    return benchmark.module_command("uad.training.torch_worker", str(path), str(batch or 0), str(threads or 0))
 
 
 def _runtime_of(path: Union[str, Path], runtime: Optional[str]) -> Optional[str]:

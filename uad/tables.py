@@ -7,8 +7,8 @@ if TYPE_CHECKING:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; all but the first to the right."""
-    table = [list(header), *[list(row) for row in rows]]
+    """A Markdown table with aligned columns; all but the first to the right. Whatever a cell holds stays in it."""
+    table = [list(header), *[[_cell(text) for text in row] for row in rows]]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -19,6 +19,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join("-" * (width + 1) + ("-" if not i else ":") for i, width in enumerate(widths)) + "|"
     return "\n".join([line(table[0]), rule, *map(line, table[1:])])
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends its cell, nor is HTML, nor moves the cursor of a terminal; a folder may have any name."""
+    shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return shown.replace("|", "\\|").replace("<", "&lt;")
 
 
 def accuracy_table(report: Dict[str, Any]) -> str:
@@ -79,7 +85,7 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
         row = [report["model"], report["runtime"], report["precision"]]
         row += [f"{latency[key]:.2f}" for key in ("p50", "p90", "p99")]
         row += [f"{report['images_per_second']:.1f}", f"{report['ratio_to_first']:.3f}"]
-        row += [f"{report[key]:.0f}" for key in ("ram_mb", "ram_peak_mb")]
+        row += [_fraction(report[key], 0) for key in ("ram_mb", "ram_peak_mb")]
         row += [f"{report['file_mb']:.1f}", f"{report['load_s']:.2f}"]
         if on_gpu:
             found = report["parts_ms"] or {}

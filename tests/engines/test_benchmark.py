@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ KEYS = {
 # A process that serves an engine of our own: it notes each run in a file, and prints what would upset the answers.
 FAKE = """
 import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import time
 import numpy as np
 from engines import Engine, Prediction
 from engines.benchmark import serve
-sys.path.insert(0, {tests!r})
 from graphs import tiny_info
 
 class Fake(Engine):
@@ -50,6 +52,7 @@ class Fake(Engine):
     def run(self, images):
         assert images.shape == (2, 16, 16, 3) and images.dtype == np.uint8
         print("noise on stdout")
+        time.sleep({sleep!r})
         with open({log!r}, "a") as log:
             log.write({name!r})
         return Prediction(np.zeros(2, np.float32), np.zeros((2, 4, 4), np.float32))
@@ -61,8 +64,9 @@ serve(Fake, 3)
 """
 
 
-def fake(name: str, log: Path) -> list[str]:
-    script = FAKE.format(tests=str(Path(__file__).resolve().parents[1]), log=str(log), name=name)
+def fake(name: str, log: Path, sleep: float = 0.0) -> list[str]:
+    tests = Path(__file__).resolve().parents[1]
+    script = FAKE.format(root=str(tests.parent), tests=str(tests), log=str(log), name=name, sleep=sleep)
     return [sys.executable, "-c", script]
 
 
@@ -158,7 +162,7 @@ def test_what_a_runtime_prints_does_not_reach_the_answers(tmp_path: Path) -> Non
     with Worker(fake("A", tmp_path / "log")) as worker:
         assert worker.description["runtime"] == "fake" and worker.description["threads"] == 3
         assert all(run["latency"] > 0 for run in worker.measure(0.0))
-        assert worker.memory()["ram_mb"] > 5
+        assert (worker.memory()["ram_mb"] or 0) > 5
 
 
 def test_first_runs_of_a_turn_are_not_counted(tmp_path: Path) -> None:
@@ -238,3 +242,66 @@ def test_scoring_never_imports_torch(runtime: str, tmp_path: Path) -> None:
     environment = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[2]))
     done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=environment)
     assert done.returncode == 0, f"imported: {done.stderr}"
+
+
+def test_a_process_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "PATIENCE", 0.5)
+    with pytest.raises(UserError, match="no answer in 0 s and was stopped|no answer in 1 s and was stopped"):
+        Worker([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
+def test_a_process_ends_with_the_one_that_started_it_though_it_measures(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    parent = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n"
+        "from engines.benchmark import Worker\n"
+        f"worker = Worker({fake('A', log)!r})\n"
+        "print(worker._process.pid, flush=True)\n"
+        "worker.measure(60.0)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        time.sleep(0.5)
+        process.kill()
+    for _ in range(100):
+        if not _runs(child):
+            return
+        time.sleep(0.1)
+    os.kill(child, 9)
+    pytest.fail("it went on")
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_process_finds_what_this_one_finds_and_nothing_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('the current folder was searched')")
+    (tmp_path / "told.py").write_text("import sys; print(sys.path, sys.argv[1:], __name__)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("/nowhere")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    ended = subprocess.run(bench.module_command("told", "a b"), capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == f"{sys.path} ['a b'] __main__"
+
+
+def test_memory_is_unknown_where_no_one_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    from uad.tables import benchmark_table
+
+    def absent(self: Path, *_: Any, **__: Any) -> str:
+        raise FileNotFoundError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", absent)
+        memory = bench._memory()
+    assert memory == {"ram_mb": None, "ram_peak_mb": None}
+    report = {**dict.fromkeys(KEYS, 1.0), "model": "m", "runtime": "r", "precision": "fp32", **memory}
+    report.update(summarize([{"latency": 1.0}], 1), device_mem_mb=None)
+    assert "| - |" in benchmark_table([report]).replace("  ", "").replace("|-", "| -")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from engines import cpu
 from engines.cpu import saturates
 
 
@@ -17,3 +18,15 @@ from engines.cpu import saturates
 )
 def test_int8_saturates_on_x86_without_vnni_alone(machine: str, flags: "set[str]", expected: bool) -> None:
     assert saturates(machine, flags) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("flags\t\t: fpu avx2\n", {"fpu", "avx2"}), ("Features\t: fp asimd asimddp\n", {"fp", "asimd", "asimddp"})],
+)
+def test_instruction_sets_of_x86_and_of_arm(said: str, expected: "set[str]", monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+    import io
+
+    monkeypatch.setattr(builtins, "open", lambda *_, **__: io.StringIO(f"processor\t: 0\n{said}"))
+    assert cpu.cpu_flags() == expected

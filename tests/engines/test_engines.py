@@ -296,6 +296,8 @@ def test_close_may_be_called_twice(runtime: str, tmp_path: Path) -> None:
     engine = engines.load(made_for(runtime, tmp_path), runtime)
     engine.close()
     engine.close()
+    with pytest.raises(UserError, match="is closed: load it again"):
+        engine.infer(random_images(1))
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"], indirect=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PACKAGES = {
     "export and calibration": (
         ".",
-        ("numpy", "pillow", "onnx", "onnxruntime", "scikit-learn", "jsonargparse", "rich"),
+        ("numpy", "pillow", "onnx", "onnxruntime", "scikit-learn", "scipy", "jsonargparse", "rich"),
     ),
     "training": (
         ".[train]",

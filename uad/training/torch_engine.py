@@ -37,3 +37,4 @@ class TorchEngine(Engine):
 
     def close(self) -> None:
         """Nothing is held but memory."""
+        self.closed = True

@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from engines.errors import UserError  # noqa: E402
 from uad.errors import CheckpointError  # noqa: E402
-from uad.training.checkpoint import load_checkpoint  # noqa: E402
+from uad.training.checkpoint import FORMAT, load_checkpoint  # noqa: E402
 from uad.training.torch_engine import TorchEngine  # noqa: E402
 
 
@@ -65,6 +66,19 @@ def test_a_checkpoint_of_another_program_is_refused(tiny_run: Any, tmp_path: Pat
     for path in (tmp_path / "other.ckpt", tiny_run.out / "last.ckpt"):
         with pytest.raises(CheckpointError, match="not a model of uad"):
             load_checkpoint(path)
+
+
+def test_a_model_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    torch.save({"program": "uad", "model": ["stfpm"], "format": FORMAT}, tmp_path / "model.ckpt")
+    with pytest.raises(CheckpointError, match="is not a model of uad"):
+        load_checkpoint(tmp_path / "model.ckpt")
+
+
+def test_a_closed_checkpoint_says_so(tiny_run: Any) -> None:
+    engine = TorchEngine(tiny_run.out / "model.ckpt")
+    engine.close()
+    with pytest.raises(UserError, match="model.ckpt is closed: load it again"):
+        engine.infer(np.zeros((1, *engine.info.size, 3), np.uint8))
 
 
 def test_a_newer_format_is_refused(tiny_run: Any, tmp_path: Path) -> None:

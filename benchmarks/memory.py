@@ -5,7 +5,6 @@ python benchmarks/memory.py FP32.onnx INT8.onnx --out benchmarks/results/memory.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,14 @@ import engines
 engine = engines.load(sys.argv[1], sys.argv[2], threads=2)
 engine.infer(np.zeros((20, *engine.info.size, 3), np.uint8))
 assert "torch" not in sys.modules
+"""
+
+MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(bool(status))
 """
 
 
@@ -56,11 +63,11 @@ def page(result: "dict[str, Any]") -> str:
 
 def peak_mb(arguments: "list[str]") -> float:
     """Greatest resident set of a fresh Python process, in 10^6 bytes, as the system counts it."""
-    process = subprocess.Popen([sys.executable, *arguments])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    measure = [sys.executable, "-c", MEASURE, sys.executable, *arguments]  # a process counts that of its parent, too
+    ended = subprocess.run(measure, stdout=subprocess.PIPE, text=True)
+    if ended.returncode:
         sys.exit(f"python {' '.join(arguments[:4])} failed")
-    return usage.ru_maxrss * 1024 / 1e6
+    return int(ended.stdout) * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the command takes when it is left alone, over what earlier kills have left. Then
 import argparse
 import csv
 import json
-import os
 import random
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 import yaml
 from machine import footer, machine
+from memory import peak_mb
 from PIL import Image
 
 from engines.files import write_json, write_text
@@ -198,11 +198,7 @@ def large(work: Path) -> "dict[str, float]":
     for name, (file, image, settings) in kinds.items():
         image.save(work / file, **settings)
         command = ["predict", str(work / "fp32.onnx"), str(work / file), "--runtime", "onnxruntime"]
-        process = subprocess.Popen([sys.executable, "-m", "uad.cli", *command, "--out", str(work / "large")])
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            sys.exit(f"uad predict failed on {file}")
-        peaks[name] = usage.ru_maxrss * 1024 / 1e6
+        peaks[name] = peak_mb(["-m", "uad.cli", *command, "--out", str(work / "large")])
     return peaks
 
 

@@ -12,6 +12,7 @@ Python is refused what the command line is refused.
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional, Sequence, Type, TypeVar, cast, get_type_hints
@@ -89,9 +90,9 @@ def settle(options: Any) -> None:
         if choices and value is not None and value not in choices:
             raise UserError(f"{flag_of(name)} {value}: choose one of {', '.join(choices)}")
         if Path in inside and isinstance(value, (str, Path)):
-            setattr(options, name, Path(value).expanduser())
+            setattr(options, name, Path(os.path.expanduser(value)))
         elif Path in inside and isinstance(value, list):
-            setattr(options, name, [Path(each).expanduser() for each in value])
+            setattr(options, name, [Path(os.path.expanduser(each)) for each in value])
 
 
 def at_least(least: float, **values: Optional[float]) -> None:
@@ -150,7 +151,7 @@ def _plain_arguments(arguments: Sequence[str]) -> List[str]:
                 continue
             value = following
         if flag == "--config":
-            given += [flag, value] if _holds_settings(Path(value).expanduser()) else []
+            given += [flag, value] if _holds_settings(Path(os.path.expanduser(value))) else []
         else:
             given.append(f"{flag}={json.dumps(_names(value))}")
     return given

@@ -152,6 +152,7 @@ def test_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("HOME", str(tmp_path))
     options = parse(Options, ["~/a.png", "--data.root=~/x", "--out", "~/o"], "thing")
     assert options == Options([tmp_path / "a.png"], Inner(tmp_path / "x"), tmp_path / "o")
+    assert parse(Options, ["~nobody-here/a.png", *LINE[1:]], "thing").files == [Path("~nobody-here/a.png")]
 
 
 @pytest.mark.parametrize(

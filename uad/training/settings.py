@@ -80,7 +80,7 @@ def set_up(
         checked = _parser(kind, True).parse_object({"model": settings, "data": data, "trainer": trainer}).as_dict()
     except ArgumentError as error:
         raise UserError(f"{sentence(str(error))} (see uad fit --help)") from error
-    checked["data"]["root"] = checked["data"]["root"].expanduser()
+    checked["data"]["root"] = Path(os.path.expanduser(checked["data"]["root"]))
     if checked["model"].get("weights") is not None:
         checked["model"]["weights"] = os.path.expanduser(checked["model"]["weights"])
     # As given: 1 is one batch and 1.0 all of them, and a check against Union[int, float] may turn one into the other.

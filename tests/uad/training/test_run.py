@@ -280,6 +280,13 @@ def test_a_run_goes_on_with_its_own_settings_only(own: tuple[Path, Path], error_
     assert "has no run.json" in error_of("fit", "--resume", own[1])
 
 
+def test_the_settings_of_a_run_are_settings_for_another(own: tuple[Path, Path], tmp_path: Path) -> None:
+    config = own[1] / "config.yaml"
+    assert cli.main(["fit", "--config", str(config), "--out", str(tmp_path / "other")]) == 0
+    assert (tmp_path / "other" / "config.yaml").read_text() == config.read_text()
+    assert same(tensors(own[1]), tensors(tmp_path / "other"))
+
+
 def test_the_record_names_every_good_image(own: tuple[Path, Path]) -> None:
     root, out = own
     images = json.loads((out / "run.json").read_text())["images"]

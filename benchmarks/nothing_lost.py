@@ -121,7 +121,7 @@ def arguments(name: str, work: Path, out: Path) -> "list[str]":
         stopped = (going / "last.ckpt").exists() and not json.loads((going / "run.json").read_text())["finished"]
         if stopped:
             return ["fit", "--resume", str(out)]
-        longer = ["--trainer.max_epochs", "30", "--overwrite"]
+        longer = ["--trainer.max_epochs", "12", "--overwrite"]
         return ["fit", "--data.root", str(work / "images"), *FIT, *longer, "--out", str(out)]
     if name == "export":
         calibrated = ["--precision", "int8", "--calibration-data", str(work / "images"), "--explain", str(out)]

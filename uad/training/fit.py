@@ -1,6 +1,5 @@
 """Training: a model learns from an image folder, is fitted to good images, and becomes a checkpoint with thresholds."""
 
-import copy
 import logging
 import warnings
 from collections import Counter
@@ -26,7 +25,7 @@ from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress
 from uad.training.callbacks import Checkpoints, EpochTable, rows_until
-from uad.training.checkpoint import save_checkpoint
+from uad.training.checkpoint import save_checkpoint, write_tensors
 from uad.training.run import BEST, LAST, MODEL, Record, begin, check_images, images_of
 from uad.training.settings import Setup
 from uad.training.torch_engine import TorchEngine
@@ -97,20 +96,20 @@ def _learn(setup: Setup, folder: Path, table: EpochTable, keep_start: bool = Fal
     model, data, trainer = setup.model, setup.data, setup.trainer
     checkpoints = Checkpoints(folder)
     if keep_start:
-        start = copy.deepcopy(model.state_dict())
         (before,) = trainer.validate(model, datamodule=data, verbose=False)
+        checkpoints.best = before["val_loss"]
+        write_tensors(folder / BEST, {"epoch": -1, "state_dict": model.state_dict()})
     # The table is written first: a row is there for every epoch that last.ckpt knows of.
     trainer.callbacks += [table, checkpoints]  # type: ignore[attr-defined]
     _run_trainer(setup, str(folder / LAST) if resume else None)
-    if checkpoints.best is None:
+    if checkpoints.best is None or not (folder / LAST).exists():
         raise TrainingError("no epoch was trained to its end and validated: give --trainer more epochs, steps or time")
-    if keep_start:
+    best = load_safely(folder / BEST)
+    if best["epoch"] < 0:
+        print("training did not help: the weights from before it are kept")
+    elif keep_start:
         print(f"val_loss {before['val_loss']:.4g} before training, {checkpoints.best:.4g} after")
-        if not checkpoints.best < before["val_loss"]:
-            print("training did not help: the weights from before it are kept")
-            model.load_state_dict(start)
-            return
-    model.load_state_dict(load_safely(folder / BEST)["state_dict"])
+    model.load_state_dict(best["state_dict"])
 
 
 def _run_trainer(setup: Setup, last: Optional[str]) -> None:

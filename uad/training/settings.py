@@ -35,7 +35,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "enable_checkpointing": False,  # `fit` adds its own, which needs the output folder
 }
-PRECISIONS = (None, "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
+PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
@@ -123,42 +123,33 @@ def _check_trainer(trainer: Dict[str, Any], may_stand_still: bool) -> None:
     Raises:
         UserError: such a setting.
     """
-    epochs = trainer["max_epochs"]
-    every = trainer.get("check_val_every_n_epoch")
+    setting = trainer.get
+    epochs, every = setting("max_epochs"), setting("check_val_every_n_epoch")
     too_rare = isinstance(every, int) and isinstance(epochs, int) and 0 < epochs < every
-    precision = trainer.get("precision")
-    because = {
-        "precision": None
-        if precision is None or str(precision) in PRECISIONS
-        else "read-out and thresholds are fitted in float32: give 32-true, bf16-mixed or 16-mixed",
-        "max_epochs": "give at least 1" if epochs == 0 and not may_stand_still else None,
-        "limit_train_batches": "nothing would be trained" if trainer.get("limit_train_batches") == 0 else None,
-        "limit_val_batches": "the epoch that is kept is the best on held-out images: it needs some"
-        if trainer.get("limit_val_batches") == 0
-        else None,
-        "check_val_every_n_epoch": f"no epoch of {epochs} would be validated" if too_rare else None,
-        "fast_dev_run": "a trial leaves no model: give --trainer.max_epochs 1 --trainer.limit_train_batches 1"
-        if trainer.get("fast_dev_run")
-        else None,
-        "enable_checkpointing": "uad fit keeps last.ckpt and best.ckpt itself"
-        if trainer["enable_checkpointing"]
-        else None,
-        "barebones": "nothing of a run would be kept" if trainer.get("barebones") else None,
-        "strategy": "training takes one device: leave it out"
-        if trainer.get("strategy") not in (None, "auto", "single_device")
-        else None,
-        "logger": "give true, and Lightning's own writes into the folder of the run, or false"
-        if not isinstance(trainer["logger"], (bool, str)) or trainer["logger"] not in (True, False, "true", "false")
-        else None,
-        "profiler": f"give one of {', '.join(PROFILERS)}"
-        if trainer.get("profiler") not in (None, *PROFILERS)
-        else None,
-        "accelerator": "give its name, as cpu or gpu" if not str(trainer.get("accelerator")).isidentifier() else None,
-        "callbacks": "a run imports no classes" if trainer.get("callbacks") else None,
-        "plugins": "a run imports no classes" if trainer.get("plugins") else None,
-    }
-    for name, reason in because.items():
-        if reason:
+    in_float32 = "read-out and thresholds are fitted in float32: give 32-true, bf16-mixed or 16-mixed"
+    a_trial = "a trial leaves no model: give --trainer.max_epochs 1 --trainer.limit_train_batches 1"
+    refused = [
+        ("precision", setting("precision") is not None and str(setting("precision")) not in PRECISIONS, in_float32),
+        ("max_epochs", epochs == 0 and not may_stand_still, "give at least 1"),
+        ("limit_train_batches", setting("limit_train_batches") == 0, "nothing would be trained"),
+        ("limit_val_batches", setting("limit_val_batches") == 0, "the best epoch is chosen on held-out images"),
+        ("check_val_every_n_epoch", too_rare, f"no epoch of {epochs} would be validated"),
+        ("fast_dev_run", setting("fast_dev_run"), a_trial),
+        ("enable_checkpointing", setting("enable_checkpointing"), "uad fit keeps last.ckpt and best.ckpt itself"),
+        ("barebones", setting("barebones"), "nothing of a run would be kept"),
+        ("strategy", setting("strategy") not in (None, "auto", "single_device"), "training takes one device"),
+        (
+            "logger",
+            setting("logger") not in (True, False),
+            "give true, and Lightning's own writes into the run, or false",
+        ),
+        ("profiler", setting("profiler") not in (None, *PROFILERS), f"give one of {', '.join(PROFILERS)}"),
+        ("accelerator", not str(setting("accelerator")).isidentifier(), "give its name, as cpu or gpu"),
+        ("callbacks", setting("callbacks"), "a run imports no classes"),
+        ("plugins", setting("plugins"), "a run imports no classes"),
+    ]
+    for name, is_wrong, reason in refused:
+        if is_wrong:
             raise UserError(f"--trainer.{name} {trainer[name]}: {reason}")
 
 

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 
 from engines.files import write_csv
 from uad.training.checkpoint import write_tensors
@@ -75,3 +75,12 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: Dict[str, Any], path: Any, storage_options: Optional[Any] = None) -> None:
         write_tensors(path, checkpoint)
+
+
+class Bar(RichProgressBar):
+    """Lightning's progress bar, taken away when training is broken off, as those of `uad.progress` are."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.progress is not None:
+            self.progress.live.transient = True
+        super().on_exception(trainer, pl_module, exception)

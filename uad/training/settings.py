@@ -23,7 +23,7 @@ from uad.data.module import AnomalyData
 from uad.models import model_class
 from uad.models.base import Model
 from uad.options import sentence
-from uad.training.callbacks import WholeFiles
+from uad.training.callbacks import Bar, WholeFiles
 
 DEFAULT_MODEL = "stfpm"
 TRAINER_DEFAULTS = {
@@ -160,6 +160,7 @@ def _trainer(settings: Dict[str, Any], folder: Path) -> Trainer:
         UserError: it takes more than one device.
     """
     changed = dict(settings, plugins=[WholeFiles()])
+    changed["callbacks"] = [] if settings["enable_progress_bar"] is False else [Bar()]
     changed["default_root_dir"] = settings["default_root_dir"] or str(folder)
     if settings["profiler"] is not None:
         changed["profiler"] = PROFILERS[settings["profiler"]](dirpath=folder, filename="profile")

@@ -185,6 +185,16 @@ def test_more_epochs_may_be_asked_for(own: tuple[Path, Path], error_of: Callable
     assert "own settings: leave out trainer.accelerator" in error_of("fit", "--resume", out, "--trainer.accelerator", 1)
 
 
+def test_a_bar_is_taken_away_when_training_is_broken_off(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    stopped_after(1, monkeypatch, fit_arguments(finished[0], tmp_path / "run", "--trainer.max_epochs", "2"))
+    assert "Epoch 1/1" not in capsys.readouterr().out
+    assert cli.main(["fit", "--resume", str(tmp_path / "run")]) == 0
+    assert "Epoch 1/1" in capsys.readouterr().out
+
+
 @pytest.fixture
 def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Images, and a run of three epochs that was stopped after the second."""

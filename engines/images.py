@@ -36,7 +36,7 @@ def read_image(
 
     EXIF rotation is applied; grey and palette images become RGB; transparent pixels are laid over black. Grey values of
     a 16-bit file are taken to have `depth` bits: v becomes round(255 v / (2^depth - 1)), so that 65535 of 16 bits and
-    4095 of 12 are 255. A `Doubt` says where that does not fit. It takes up to 9 bytes a pixel while it decodes.
+    4095 of 12 are 255. A `Doubt` says where that does not fit. It takes 8 to 11 bytes a pixel while it decodes.
 
     Args:
         path: the file.

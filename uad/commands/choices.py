@@ -12,7 +12,7 @@ Runtime = Literal["openvino", "onnxruntime", "tensorrt"]
 OnnxRuntime = Literal["openvino", "onnxruntime"]  # those of `Runtime` that run .onnx files
 Target = Literal["cpu", "tensorrt", "jetson-xavier-nx"]
 
-LARGEST_IMAGE = about("millions of pixels of the largest image that is read, which takes 9 bytes a pixel")
+LARGEST_IMAGE = about("millions of pixels of the largest image that is read, which takes 8 to 11 bytes a pixel")
 
 
 @dataclass

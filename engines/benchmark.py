@@ -35,7 +35,7 @@ PATIENCE = 600.0  # seconds without an answer, beyond those asked for, after whi
 # Runs a module with the search path of this process: -m would put the current folder first, PYTHONPATH a whole
 # site-packages before the standard library.
 LAUNCH = (
-    "import sys; sys.path[:] = sys.argv[1].splitlines(); module = sys.argv[2]; del sys.argv[1:3]; "
+    "import sys; sys.path[:] = sys.argv[1].split(chr(10)); module = sys.argv[2]; del sys.argv[1:3]; "
     "import runpy; runpy.run_module(module, run_name='__main__', alter_sys=True)"
 )
 Run = Dict[str, float]  # LATENCY -> ms, and each of `Engine.parts_ms` -> ms

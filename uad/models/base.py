@@ -79,7 +79,7 @@ class Model(LightningModule, abc.ABC):
         self.log("val_loss", self._finite(self.loss(Batch(*batch))), prog_bar=True)
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
-        """Let the cycle of the learning rate span all epochs, of which a resumed run may have more than it began with."""
+        """Let the cycle of the learning rate span all epochs; a resumed run may have more than it began with."""
         for cycle in checkpoint.get("lr_schedulers", []):
             for length in ("total_steps", "_schedule_phases"):
                 cycle.pop(length, None)

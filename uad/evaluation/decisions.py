@@ -48,7 +48,7 @@ def find_images(inputs: Sequence[Path]) -> Dict[Path, Path]:
     """
     found: Dict[Path, Path] = {}
     for given in inputs:
-        matched = [given] if given.exists() else sorted(map(Path, glob.glob(str(given), recursive=True)))
+        matched = [given] if os.path.exists(str(given)) else sorted(map(Path, glob.glob(str(given), recursive=True)))
         if not matched:
             raise UserError(f"{given}: no such file or folder")
         for path in matched:

@@ -168,6 +168,8 @@ def test_a_pattern_that_the_shell_left_alone_is_expanded(tmp_path: Path) -> None
     assert [path.name for path in find_images([tmp_path / "[a].png"])] == ["[a].png"]
     with pytest.raises(UserError, match="no such file"):
         find_images([tmp_path / "*.webp"])
+    with pytest.raises(UserError, match="no such file"):
+        find_images([tmp_path / ("x" * 300)])
 
 
 def test_a_video_and_a_pipe_get_a_hint(tmp_path: Path) -> None:

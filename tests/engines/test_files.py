@@ -136,10 +136,12 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
 def test_the_own_output_gets_it_in_the_order_it_was_printed(name: str, tmp_path: Path) -> None:
     code = f"from engines.files import write_text\nprint(1)\nwrite_text({name!r}, '2\\n')\nprint(3)"
     root = str(Path(__file__).resolve().parents[2])
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open(tmp_path / "out", "w") as file:
-        subprocess.run([sys.executable, "-c", code], stdout=file, check=True, cwd=root)
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True, cwd=root, env=buffered)
     assert (tmp_path / "out").read_text() == "1\n2\n3\n"
-    piped = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True, cwd=root)
+    command = [sys.executable, "-c", code]
+    piped = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=root, env=buffered)
     assert piped.stdout == "1\n2\n3\n"
 
 

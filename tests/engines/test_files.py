@@ -198,6 +198,9 @@ def test_an_output_is_refused_before_the_work_by_the_flag_that_gave_it(tmp_path:
     assert (tmp_path / "x").is_dir()
     with pytest.raises(OutputError, match="file.*--json"):
         check_output(tmp_path / "file" / "a.json", "--json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "file" / "a.json")
+    with pytest.raises(OutputError, match="file.*--json"):
+        check_output(tmp_path / "link.json", "--json")
     with pytest.raises(OutputError, match="is a folder.*--scores"):
         check_output(tmp_path, "--scores")
 

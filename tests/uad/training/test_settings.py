@@ -25,7 +25,9 @@ def trainer_setting(monkeypatch: pytest.MonkeyPatch, value: Any) -> Any:
         return checked
 
     monkeypatch.setattr(ArgumentParser, "parse_object", parse)
-    setup = set_up(MODEL, {"root": "images"}, {"limit_train_batches": value, "accelerator": "cpu"}, None, 0)
+    setup = set_up(
+        MODEL, {"root": "images"}, {"limit_train_batches": value, "accelerator": "cpu"}, None, 0, Path("run")
+    )
     assert setup.trainer.limit_train_batches == value
     return setup.resolved["trainer"]["limit_train_batches"]
 
@@ -36,7 +38,7 @@ def test_one_batch_stays_one_and_all_batches_stay_all(monkeypatch: pytest.Monkey
 
 
 def test_the_resolved_settings_name_the_model_and_hold_every_default() -> None:
-    setup = set_up(MODEL, {"root": "images", "image_size": [64, 96]}, {"accelerator": "cpu"}, None, 0)
+    setup = set_up(MODEL, {"root": "images", "image_size": [64, 96]}, {"accelerator": "cpu"}, None, 0, Path("run"))
     assert setup.resolved["model"]["name"] == "stfpm" and setup.resolved["model"]["readout"] == "regional"
     assert setup.data.size == (64, 96) and setup.resolved["trainer"]["max_epochs"] == 6
 
@@ -59,10 +61,10 @@ def test_a_mistake_is_named(group: str, settings: "dict[str, Any]", said: str) -
     given: dict[str, dict[str, Any]] = {"model": dict(MODEL), "data": {"root": Path("images")}, "trainer": {}}
     given[group].update(settings)
     with pytest.raises(UserError, match=said) as error:
-        set_up(**given, ckpt=None, seed=0)  # type: ignore[arg-type]
+        set_up(**given, ckpt=None, seed=0, folder=Path("run"))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 
 
 def test_data_need_a_root() -> None:
     with pytest.raises(UserError, match="data.root"):
-        set_up(MODEL, {}, {}, None, 0)
+        set_up(MODEL, {}, {}, None, 0, Path("run"))

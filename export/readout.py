@@ -15,7 +15,7 @@ from engines.graph import constants
 from export.quantize import observe
 
 READOUT = "head.readout"  # the module's path in a network, with which torch names what it holds
-NOISE_SHARE = 0.3  # of the deviation of a level, root mean square over the regions, that every region is given
+REGIONAL_SHARE = 0.75  # of a moment of the distances; the rest is that of the whole image: parts turn and move
 LEAST_SHRINKING = 0.7  # a few images may find a deviation smaller, but not by more than this factor
 
 
@@ -46,8 +46,9 @@ def together(parts: Iterable[Seen]) -> Seen:
 def fit(batches: Iterable[Seen], classes: int) -> Statistics:
     """Fit the statistics to good images of every class.
 
-    A region where good images hardly differ is given a share of the deviation of its level and class: what is smaller
-    than that is noise, of which a defect must not be made.
+    The moments of a region, mean and mean square, count by `REGIONAL_SHARE`, those of the whole image by the rest. So
+    no deviation vanishes where good images hardly differ: what is small beside the whole image's is noise, of which a
+    defect must not be made. With a share of 0.75 it is at least half the deviation of the whole image.
     """
     sums: List[np.ndarray] = [np.zeros(()) for _ in range(classes)]
     squares, counts = list(sums), [0] * classes
@@ -60,14 +61,15 @@ def fit(batches: Iterable[Seen], classes: int) -> Statistics:
             counts[index] += len(maps[0])
             sums[index] = sums[index] + _on_coarsest_grid(maps).sum(axis=0)
             squares[index] = squares[index] + _on_coarsest_grid([np.square(level) for level in maps]).sum(axis=0)
-    mean = _smooth(np.stack([total / count for total, count in zip(sums, counts)]))
-    square = _smooth(np.stack([total / count for total, count in zip(squares, counts)]))
-    variance = np.maximum(square - np.square(mean), 0.0)
-    floor = np.maximum(NOISE_SHARE * np.sqrt(variance.mean(axis=(2, 3), keepdims=True)), 1e-6)
+    mean, square = (
+        _towards_whole(_smooth(np.stack([total / count for total, count in zip(moments, counts)])))
+        for moments in (sums, squares)
+    )
+    variance = np.maximum(square - np.square(mean), 1e-12)
     features, label = np.concatenate(pooled), np.concatenate(labels)
     spread = np.maximum(features.std(axis=0), 1e-3)
     centroids = np.stack([features[label == index].mean(axis=0) for index in range(classes)]) / spread
-    return _statistics(mean, np.maximum(np.sqrt(variance), floor), centroids, spread)
+    return _statistics(mean, np.sqrt(variance), centroids, spread)
 
 
 def refit(statistics: Statistics, before: Seen, after: Seen) -> Statistics:
@@ -84,9 +86,11 @@ def refit(statistics: Statistics, before: Seen, after: Seen) -> Statistics:
         one, other = (_of_class(seen, index) for seen in (before, after))
         old = statistics.mean[index].astype(np.float64)
         deviation = statistics.std[index].astype(np.float64)
-        new = old + _smooth((_on_coarsest_grid(other.maps) - _on_coarsest_grid(one.maps)).mean(axis=0))
+        shift = _smooth((_on_coarsest_grid(other.maps) - _on_coarsest_grid(one.maps)).mean(axis=0))
+        new = old + _towards_whole(shift)
         # About the mean, not about 0: the few images lie to one side of it, which must not count as a deviation.
         growth = _smooth((_square_about(other.maps, new) - _square_about(one.maps, old)).mean(axis=0))
+        growth = _towards_whole(growth)
         variance = np.maximum(np.square(deviation) + growth, np.square(LEAST_SHRINKING * deviation))
         mean[index], std[index] = new, np.maximum(np.sqrt(variance), _noise(one, other))
         change = (other.pooled.astype(np.float64) - one.pooled).mean(axis=0)
@@ -206,6 +210,13 @@ def _on_coarsest_grid(maps: Sequence[np.ndarray]) -> np.ndarray:
 
 def _statistics(mean: np.ndarray, std: np.ndarray, centroids: np.ndarray, spread: np.ndarray) -> Statistics:
     return Statistics(*(each.astype(np.float32) for each in (mean, std, centroids, spread)))
+
+
+def _towards_whole(moments: np.ndarray) -> np.ndarray:
+    """Bring moments (..., h, w) of each region towards those of the whole image."""
+    whole = moments.mean(axis=(-2, -1), keepdims=True)
+    blended: np.ndarray = REGIONAL_SHARE * moments + (1.0 - REGIONAL_SHARE) * whole
+    return blended
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

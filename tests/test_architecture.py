@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("engines", "export", "uad")
 TORCH = ("torch", "torchvision", "lightning", "pytorch_lightning", "torchmetrics", "pytorch_quantization")
 # Behind the wall. Only what stands here may import torch when it is imported.
-NEEDS_TORCH = ("uad.models.", "uad.training.", "uad.data.module", "uad.data.batches")
+NEEDS_TORCH = ("uad.models.", "uad.training.", "uad.data.module", "uad.data.batches", "uad.data.cache")
 
 
 def modules() -> dict[str, Path]:

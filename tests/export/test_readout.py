@@ -49,7 +49,13 @@ def test_a_fine_level_counts_pixel_by_pixel_on_the_coarsest_grid() -> None:
     np.testing.assert_allclose(statistics.std[0, 0], 2.0, rtol=1e-6)
 
 
-def test_each_class_has_its_own_mean_deviation_and_centroid() -> None:
+@pytest.fixture
+def of_regions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of each region that know nothing of the whole image."""
+    monkeypatch.setattr(readout, "REGIONAL_SHARE", 1.0)
+
+
+def test_each_class_has_its_own_mean_deviation_and_centroid(of_regions_alone: None) -> None:
     good = seen(400)
     statistics = readout.fit([good], CLASSES)
     assert statistics.mean.shape == statistics.std.shape == (CLASSES, LEVELS, GRID, GRID)
@@ -63,11 +69,23 @@ def test_each_class_has_its_own_mean_deviation_and_centroid() -> None:
     )
 
 
-def test_a_region_that_never_differs_gets_a_share_of_the_noise_of_its_level() -> None:
-    std = readout.fit([seen(400)], CLASSES).std
-    level = np.sqrt(np.square(std[1, 0]).mean())
-    assert std[1, 0, :, 0].max() == pytest.approx(readout.NOISE_SHARE * level, rel=0.1)
-    assert std[1, 0, :, 0].min() == std[1, 0, :, 0].max() > 0
+def test_the_moments_of_a_region_are_brought_towards_those_of_the_whole_image() -> None:
+    statistics = readout.fit([seen(400)], CLASSES)
+    share, rest = readout.REGIONAL_SHARE, 1 - readout.REGIONAL_SHARE
+    whole, square = (0.5 + 2.0) / 2, (0.5**2 + 2.0**2 + 0.2**2) / 2
+    for column, mean, variance in ((0, 0.5, 0.0), (12, 2.0, 0.04)):
+        expected = share * mean + rest * whole
+        deviation = np.sqrt(share * (mean**2 + variance) + rest * square - expected**2)
+        np.testing.assert_allclose(statistics.mean[1, :, :, column], expected, rtol=0.05)
+        np.testing.assert_allclose(statistics.std[1, :, :, column], deviation, rtol=0.05)
+
+
+def test_a_region_that_never_differs_gets_half_the_deviation_of_the_whole_image() -> None:
+    good = seen(400)
+    for level in good.maps:
+        level[good.label == 1, :, :, : level.shape[-1] // 2] = 2.0  # as the mean of the other half
+    std = readout.fit([good], CLASSES).std
+    np.testing.assert_allclose(std[1, :, :, 0], 0.5 * 0.2 / np.sqrt(2), rtol=0.05)
 
 
 def test_a_network_that_did_not_change_keeps_its_statistics() -> None:
@@ -93,7 +111,7 @@ def test_on_the_same_images_a_correction_is_nearly_a_new_fit() -> None:
     assert not np.allclose(fitted.std, readout.fit([good], CLASSES).std, rtol=0.5)
 
 
-def test_no_deviation_is_below_the_noise_of_the_change() -> None:
+def test_no_deviation_is_below_the_noise_of_the_change(of_regions_alone: None) -> None:
     good = seen(200)
     statistics = readout.fit([good], CLASSES)
     noisy = changed(good, noise=0.15)
@@ -102,7 +120,7 @@ def test_no_deviation_is_below_the_noise_of_the_change() -> None:
     assert readout.widen(statistics, good, noisy).std.min() > 0.14
 
 
-def test_a_class_of_which_nothing_was_seen_is_widened_and_not_moved() -> None:
+def test_a_class_of_which_nothing_was_seen_is_widened_and_not_moved(of_regions_alone: None) -> None:
     statistics = readout.fit([seen(200)], CLASSES)
     good = seen(64, seed=3)
     member = good.label == 0

@@ -46,6 +46,7 @@ class FitOptions:
     overwrite: bool = field(
         default=False, metadata=about("replace the run that --out holds, once the new one is finished")
     )
+    keep_cache: bool = field(default=False, metadata=about("leave RUN/targets, for --resume"))
     false_positive_rate: float = field(
         default=0.05, metadata=about("part of the held-out good images that may score above their threshold")
     )
@@ -85,7 +86,7 @@ def fit(options: FitOptions) -> Path:
     if options.ckpt is not None:
         _check_start(setup, options.ckpt, options.out)
     record = train(setup, folder, options.false_positive_rate, _settings(options, setup))
-    deliver(folder, options.out, record)
+    deliver(folder, options.out, record, options.keep_cache)
     return options.out / MODEL
 
 
@@ -95,7 +96,7 @@ def _go_on(options: FitOptions, run: Path) -> Path:
     from uad.training.run import LAST, MAY_CHANGE, MODEL, Record, deliver, place_of
     from uad.training.settings import set_up
 
-    fresh = FitOptions(resume=run, data=options.data, trainer=options.trainer)
+    fresh = FitOptions(resume=run, data=options.data, trainer=options.trainer, keep_cache=options.keep_cache)
     changed = [
         each.name for each in dataclasses.fields(FitOptions) if getattr(options, each.name) != getattr(fresh, each.name)
     ]
@@ -126,7 +127,7 @@ def _go_on(options: FitOptions, run: Path) -> Path:
     if was.ckpt is not None:
         _check_start(setup, was.ckpt, run)
     record = go_on(setup, folder, was.false_positive_rate, _settings(was, setup), record)
-    deliver(folder, run, record)
+    deliver(folder, run, record, options.keep_cache)
     return run / MODEL
 
 

@@ -3,9 +3,13 @@
 After CutPaste (Li et al., CVPR 2021): a patch of another image. Here it is brighter or darker too.
 """
 
+from typing import Sequence, Tuple
+
 import numpy as np
 
 STEPS = (-60.0, -30.0, 30.0, 60.0)  # grey levels
+FAINT_STEPS = (-25.0, -12.0, 0.0, 12.0, 25.0)
+PART_DIFFERS = 30.0  # from the edge of the image, sum over the colours, grey levels
 
 
 def with_defects(images: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -27,3 +31,52 @@ def with_defects(images: np.ndarray, seed: int = 0) -> np.ndarray:
         patch = images[random.integers(len(images)), v : v + height, u : u + width] + random.choice(STEPS)
         image[y : y + height, x : x + width] = np.clip(patch, 0, 255).astype(np.uint8)
     return changed
+
+
+def with_faint_defects(images: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Copies of images, each with a half transparent patch or scar on the part: harder to see than `with_defects`.
+
+    A patch has sides of 1/32 to 1/8 of the image's, a scar 1/85 to 1/32 by 1/16 to 1/4. The part is where pixels differ
+    from the median of the image's edge.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        seed: of place, size, form and brightness.
+
+    Returns:
+        The same shape and type.
+    """
+    random, changed = np.random.default_rng(seed), images.copy()
+    for image in changed:
+        height, width = _faint_size(random, image.shape[:2])
+        place = random.choice(np.argwhere(_is_part(image)))
+        y, x = (
+            int(np.clip(at - side // 2, 0, whole - side))
+            for at, side, whole in zip(place, (height, width), image.shape[:2])
+        )
+        v, u = (int(random.integers(0, whole - side + 1)) for side, whole in zip((height, width), image.shape[:2]))
+        patch = images[random.integers(len(images)), v : v + height, u : u + width].astype(float)
+        under = image[y : y + height, x : x + width]
+        mixed = 0.5 * patch + 0.5 * under + random.choice(FAINT_STEPS)
+        image[y : y + height, x : x + width] = np.clip(mixed, 0, 255).astype(np.uint8)
+    return changed
+
+
+def _faint_size(random: np.random.Generator, sides: Sequence[int]) -> Tuple[int, int]:
+    """(height, width) of a patch or of a scar, pixels."""
+    least, most = ([1 / 32, 1 / 32], [1 / 8, 1 / 8]) if random.random() < 0.5 else ([1 / 85, 1 / 16], [1 / 32, 1 / 4])
+    order = random.permutation(2)
+    height, width = (
+        int(random.integers(max(1, int(least[k] * side)), max(1, int(most[k] * side)) + 1))
+        for k, side in zip(order, sides)
+    )
+    return height, width
+
+
+def _is_part(image: np.ndarray) -> np.ndarray:
+    """(H, W) bool; all of the image where next to nothing differs from the edge."""
+    rows, columns = (max(1, side // 32) for side in image.shape[:2])
+    edge = [image[:rows], image[-rows:], image[:, :columns], image[:, -columns:]]
+    median = np.median(np.concatenate([part.reshape(-1, 3) for part in edge]), axis=0)
+    differs = np.abs(image - median).sum(axis=2) > PART_DIFFERS
+    return differs if differs.mean() > 0.003 else np.ones_like(differs)

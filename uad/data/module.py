@@ -4,15 +4,15 @@ import functools
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from engines.errors import Doubt
-from uad.data.batches import GoodImages
+from uad.data.batches import Batch, GoodImages
 from uad.data.folder import (
     Sample,
     check_samples,
@@ -27,6 +27,20 @@ from uad.data.folder import (
 )
 from uad.errors import DataError
 from uad.progress import progress
+
+
+class Images(Dataset[Batch]):
+    """Images in memory, by whole batches: nothing is put together image by image."""
+
+    def __init__(self, image: Tensor, label: Tensor, targets: Sequence[Tensor]) -> None:
+        self.all = Batch(image, label, targets)
+
+    def __len__(self) -> int:
+        return len(self.all.image)
+
+    def __getitem__(self, indices: List[int]) -> Batch:
+        image, label, targets = self.all
+        return Batch(image[indices], label[indices], [level[indices] for level in targets])
 
 
 class AnomalyData(LightningDataModule):
@@ -69,6 +83,7 @@ class AnomalyData(LightningDataModule):
         self.depths: Dict[str, int] = {}  # class -> bits used in its 16-bit files; known after `setup`
         self.training_samples: List[Sample] = []
         self.held_out_samples: List[Sample] = []
+        self.targets: Sequence[Tensor] = ()  # of `images`, once they are kept
 
     @property
     def size(self) -> Tuple[int, int]:
@@ -115,8 +130,8 @@ class AnomalyData(LightningDataModule):
         good = self._as_trained(samples)
         self.training_samples, self.held_out_samples = hold_out(good, self.held_out, self.seed)
         with progress("Reading good images", len(samples)) as step:
-            images = torch.from_numpy(load_images(self.training_samples + self.held_out_samples, self.size, step))
-        self.training_images, self.held_out_images = images.tensor_split([len(self.training_samples)])
+            self.images = torch.from_numpy(load_images(self.training_samples + self.held_out_samples, self.size, step))
+        self.training_images, self.held_out_images = self.images.tensor_split([len(self.training_samples)])
 
     @functools.cached_property
     def class_names(self) -> List[str]:
@@ -144,14 +159,21 @@ class AnomalyData(LightningDataModule):
         """The held-out good images."""
         return GoodImages(self.held_out_images, self._labels(self.held_out_samples), self.class_names, title)
 
-    def train_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
+    def train_dataloader(self) -> "DataLoader[Batch]":
         """Shuffled training images; an incomplete last batch is dropped where there is a complete one."""
-        dataset = TensorDataset(self.training_images, self._labels(self.training_samples))
-        return DataLoader(dataset, self.batch_size, shuffle=True, drop_last=len(dataset) > self.batch_size)
+        count = len(self.training_samples)
+        targets = [level[:count] for level in self.targets]
+        dataset = Images(self.training_images, self._labels(self.training_samples), targets)
+        whole_batches = BatchSampler(RandomSampler(dataset), self.batch_size, drop_last=count > self.batch_size)
+        return DataLoader(dataset, batch_size=None, sampler=whole_batches)
 
-    def val_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
+    def val_dataloader(self) -> "DataLoader[Batch]":
         """The held-out good images."""
-        return DataLoader(TensorDataset(self.held_out_images, self._labels(self.held_out_samples)), self.batch_size)
+        targets = [level[len(self.training_samples) :] for level in self.targets]
+        dataset = Images(self.held_out_images, self._labels(self.held_out_samples), targets)
+        return DataLoader(
+            dataset, batch_size=None, sampler=BatchSampler(SequentialSampler(dataset), self.batch_size, drop_last=False)
+        )
 
     def _as_trained(self, samples: List[Sample]) -> List[Sample]:
         return with_depths(samples, lambda name: self.depths.get(name, 16))

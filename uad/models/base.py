@@ -1,7 +1,7 @@
 """What a model is: the contract between the files of `uad.models` and training, quantization and export."""
 
 import abc
-from typing import Any, Dict, Iterable, Sequence
+from typing import Any, Dict, Iterable, List
 
 import torch
 from lightning import LightningModule
@@ -25,6 +25,7 @@ class Model(LightningModule, abc.ABC):
         image_multiple: H and W are multiples of it, pixels.
         quantization: how it was quantized while it trained (`uad.training.checkpoint.Quantization`), or None.
         images_of_each_class: how many training images of a class `prepare` and `fit_readout` are given at most.
+        steps: how many optimizer steps a training takes whose length nobody gives.
     """
 
     network: nn.Module
@@ -33,6 +34,7 @@ class Model(LightningModule, abc.ABC):
     image_multiple: int
     quantization: Any = None
     images_of_each_class = 200
+    steps: int
 
     @classmethod
     def from_config(cls, config: Dict[str, Any]) -> "Model":
@@ -42,6 +44,24 @@ class Model(LightningModule, abc.ABC):
     @abc.abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch of good images, a scalar."""
+
+    def targets(self, image: Tensor) -> List[Tensor]:
+        """What is to be learned of images (N, H, W, 3) uint8, which training does not change: (N, C, h, w) a level.
+
+        It is computed once, kept in float16, and comes back in `Batch.targets`. An empty list: nothing can be kept.
+        """
+        return []
+
+    def early_score(self, image: Tensor) -> Tensor:
+        """Of images (N, H, W, 3) uint8, (N,): higher is more anomalous, with a read-out that is not fitted yet."""
+        score: Tensor = self.network(image)[0]
+        return score
+
+    def frozen(self) -> Dict[str, Tensor]:
+        """The state of the parts of the network that training does not change, which compute `targets`."""
+        parts = dict(self.network.named_children())
+        fixed = {name: part for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())}
+        return {f"{name}.{key}": value for name, part in fixed.items() for key, value in part.state_dict().items()}
 
     @abc.abstractmethod
     def prepare(self, good: GoodImages) -> None:
@@ -60,23 +80,23 @@ class Model(LightningModule, abc.ABC):
         """What model.ckpt holds: the state of the network."""
         return dict(self.network.state_dict())
 
-    def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
+    def training_step(self, batch: Batch, index: int) -> Tensor:
         """One step.
 
         Raises:
             TrainingError: the loss is not a number.
         """
-        loss = self._finite(self.loss(Batch(*batch)))
+        loss = self._finite(self.loss(batch))
         self.log("train_loss", loss, on_step=False, on_epoch=True)
         return loss
 
-    def validation_step(self, batch: Sequence[Tensor], index: int) -> None:
+    def validation_step(self, batch: Batch, index: int) -> None:
         """The loss on held-out good images.
 
         Raises:
             TrainingError: the loss is not a number.
         """
-        self.log("val_loss", self._finite(self.loss(Batch(*batch))), prog_bar=True)
+        self.log("val_loss", self._finite(self.loss(batch)), prog_bar=True)
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         """Let the cycle of the learning rate span all epochs; a resumed run may have more than it began with."""

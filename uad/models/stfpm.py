@@ -110,6 +110,7 @@ class STFPM(Model):
     """
 
     network: StudentTeacher
+    steps = 1600
 
     def __init__(
         self,
@@ -130,9 +131,19 @@ class STFPM(Model):
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum over the levels of the mean squared error of the student's features."""
-        teacher, student = self.network.features(batch.image)
-        targets = self.network.head.targets(teacher)
-        return torch.stack([F.mse_loss(s.float(), target) for s, target in zip(student, targets)]).sum()
+        targets = batch.targets or self.targets(batch.image)
+        student = self.network.student(self.network.normalize(batch.image))
+        return torch.stack([F.mse_loss(s.float(), target.float()) for s, target in zip(student, targets)]).sum()
+
+    @torch.no_grad()
+    def targets(self, image: Tensor) -> List[Tensor]:
+        """The teacher's features, standardised."""
+        return self.network.head.targets(self.network.teacher(self.network.normalize(image)))
+
+    def early_score(self, image: Tensor) -> Tensor:
+        """The sum over the levels of the greatest distance."""
+        distances = self.network.head.distances(*self.network.features(image))
+        return torch.stack([level.flatten(1).amax(dim=1) for level in distances]).sum(dim=0)
 
     def configure_optimizers(self) -> Any:
         """Only the student is trained."""
@@ -143,11 +154,11 @@ class STFPM(Model):
         """Fit the scale of what the student is to learn."""
         network = self.network
         layers = [layer for layer in network.head.standardize if isinstance(layer, Standardize)]
-        fit_standardization(layers, (network.teacher(network.normalize(image)) for image, _ in good))
+        fit_standardization(layers, (network.teacher(network.normalize(batch.image)) for batch in good))
 
     @torch.no_grad()
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
         """Fit the read-out to training images: there are more of them."""
-        pyramids = ((*self.network.features(image), label) for image, label in training)
+        pyramids = ((*self.network.features(batch.image), batch.label) for batch in training)
         seen = (Seen(self.network.head.distances(t, s), pooled(t), label) for t, s, label in pyramids)
         self.network.head.readout.fit(seen, len(training.classes))

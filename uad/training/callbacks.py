@@ -6,15 +6,22 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from torchmetrics.classification import BinaryAUROC
 
 from engines.files import write_csv
+from uad.data.batches import BATCH, GoodImages
+from uad.data.defects import with_defects
+from uad.models.base import Model
 from uad.training.checkpoint import write_tensors
 from uad.training.run import BEST, LAST
 
-COLUMNS = ("epoch", "step", "train_loss", "val_loss", "seconds")
+LOGGED = ("train_loss", "val_loss", "synthetic_auroc")
+COLUMNS = ("epoch", "step", *LOGGED, "seconds")
+IMAGES_OF_EACH_CLASS = 16  # on which a training is seen to learn
 
 
 class EpochTable(Callback):
@@ -27,9 +34,9 @@ class EpochTable(Callback):
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        losses = [float(trainer.callback_metrics.get(name, math.nan)) for name in ("train_loss", "val_loss")]
+        figures = [float(trainer.callback_metrics.get(name, math.nan)) for name in LOGGED]
         seconds = round(time.perf_counter() - self.start, 1)
-        self.rows.append([trainer.current_epoch, trainer.global_step, *losses, seconds])
+        self.rows.append([trainer.current_epoch, trainer.global_step, *figures, seconds])
         write_csv(self.path, COLUMNS, self.rows)
 
 
@@ -38,6 +45,34 @@ def rows_until(table: Path, last: Dict[str, Any]) -> List[List[Any]]:
     with open(table, newline="", encoding="utf-8") as file:
         _, *rows = list(csv.reader(file))
     return [row for row in rows if int(row[0]) <= last["epoch"]]
+
+
+class SyntheticAuroc(Callback):
+    """Logs how well held-out good images are told from copies with drawn defects: learning is seen without any label.
+
+    It is the mean over the classes of the image AUROC, before the read-out is fitted: a hint, not what a test gives.
+    """
+
+    def __init__(self, good: GoodImages) -> None:
+        labels = good.label.tolist()
+        self.classes = [
+            good.image[[index for index, label in enumerate(labels) if label == each][:IMAGES_OF_EACH_CLASS]]
+            for each in sorted(set(labels))
+        ]
+        self.defects = [torch.from_numpy(with_defects(images.numpy())) for images in self.classes]
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Model)
+        found = []
+        for good, bad in zip(self.classes, self.defects):
+            batches = torch.split(torch.cat([good, bad]), BATCH)
+            score = torch.cat([pl_module.early_score(images.to(pl_module.device)).cpu() for images in batches])
+            # `normalization` would put scores beyond 1 through a sigmoid, batch by batch: they are ranked as they are.
+            metric = BinaryAUROC(normalization=None)
+            metric.update(score.float(), torch.arange(len(score)) >= len(good))
+            found.append(metric.compute())
+        pl_module.log("synthetic_auroc", torch.stack(found).mean(), prog_bar=True)
 
 
 class Checkpoints(Checkpoint):

@@ -1,6 +1,7 @@
 """Training: a model learns from an image folder, is fitted to good images, and becomes a checkpoint with thresholds."""
 
 import logging
+import math
 import warnings
 from collections import Counter
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from engines.files import write_json
 from engines.images import RESIZE_RULE
 from engines.metadata import ModelInfo
 from uad.data.batches import BATCH
+from uad.data.cache import kept_targets, key_of
 from uad.data.folder import test_samples
 from uad.data.module import AnomalyData
 from uad.errors import TrainingError
@@ -24,11 +26,13 @@ from uad.evaluation.metrics import threshold_at, thresholds_at, too_few
 from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress
-from uad.training.callbacks import Checkpoints, EpochTable, rows_until
+from uad.training.callbacks import Checkpoints, EpochTable, SyntheticAuroc, rows_until
 from uad.training.checkpoint import save_checkpoint, write_tensors
-from uad.training.run import BEST, LAST, MODEL, Record, begin, check_images, images_of
+from uad.training.run import BEST, LAST, MODEL, TARGETS, Record, begin, check_images, images_of
 from uad.training.settings import Setup
 from uad.training.torch_engine import TorchEngine
+
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 100  # where the steps of a model decide: of many images, and of few
 
 
 def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict[str, Any]) -> Record:
@@ -38,7 +42,7 @@ def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
         setup: what trains.
         folder: of the run, see `uad.training.run.place_for`.
         false_positive_rate: part of the held-out good images that may score above their threshold.
-        settings: for config.yaml; plain values.
+        settings: for config.yaml; plain values. Where no length is given, the epochs that are chosen are put in.
 
     Raises:
         UserError: bad data, settings that do not go together, or a loss that is not a number.
@@ -46,11 +50,14 @@ def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
     model, data = setup.model, setup.data
     _check_size(model, data)
     data.check()
+    if has_no_length(setup):
+        settings["trainer"]["max_epochs"] = setup.trainer.fit_loop.max_epochs = epochs_of(setup)
     record = Record(settings, images_of(data))
     begin(folder, record)
     model.prepare(data.some_for_training(model.images_of_each_class, "Preparing"))
     is_quantized = model.quantization is not None
     if not (is_quantized and setup.trainer.max_epochs == 0):  # then the quantizers are all that is wanted
+        _keep_targets(setup, folder, record)
         _learn(setup, folder, EpochTable(folder / "train.csv", []), keep_start=is_quantized)
     finish(model, data, false_positive_rate, folder)
     return record
@@ -74,7 +81,11 @@ def go_on(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
     check_images(folder, record.images, images_of(data))
     record = Record(settings, record.images)
     record.write(folder)
-    rows = rows_until(folder / "train.csv", load_safely(folder / LAST))
+    last = load_safely(folder / LAST)
+    rows = rows_until(folder / "train.csv", last)
+    if model.quantization is None:  # the teacher's scale is known from here on
+        model.load_state_dict(last["state_dict"])
+    _keep_targets(setup, folder, record)
     _learn(setup, folder, EpochTable(folder / "train.csv", rows), resume=True)
     finish(model, data, false_positive_rate, folder)
     return record
@@ -87,6 +98,32 @@ def _check_size(model: Model, data: AnomalyData) -> None:
         raise UserError(f"--data.image_size {data.image_size}: this model takes {wanted}")
 
 
+def has_no_length(setup: Setup) -> bool:
+    """Whether the settings leave open how long it trains."""
+    trainer = setup.trainer
+    return trainer.max_epochs == -1 and trainer.max_steps == -1 and setup.resolved["trainer"]["max_time"] is None
+
+
+def epochs_of(setup: Setup) -> int:
+    """The epochs that come next to the steps of the model, within bounds."""
+    model, trainer = setup.model, setup.trainer
+    batches, limit = len(setup.data.train_dataloader()), trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    epochs = min(max(round(model.steps / steps), FEWEST_EPOCHS), MOST_EPOCHS)
+    print(f"training takes {epochs} epochs of {steps} steps: {epochs * steps} steps")
+    return epochs
+
+
+def _keep_targets(setup: Setup, folder: Path, record: Record) -> None:
+    """Compute what is to be learned once, where more than one epoch learns it."""
+    model, data = setup.model, setup.data
+    if setup.trainer.max_epochs == 1 or not model.targets(data.images[:1]):
+        return
+    key = key_of(record.images, data.size, model.frozen())
+    data.targets = kept_targets(model.targets, data.images, folder / TARGETS, key)
+
+
 def _learn(setup: Setup, folder: Path, table: EpochTable, keep_start: bool = False, resume: bool = False) -> None:
     """Train, and take the weights of the best epoch, or with `keep_start` those from before if they were better.
 
@@ -95,6 +132,7 @@ def _learn(setup: Setup, folder: Path, table: EpochTable, keep_start: bool = Fal
     """
     model, data, trainer = setup.model, setup.data, setup.trainer
     checkpoints = Checkpoints(folder)
+    trainer.callbacks.insert(0, SyntheticAuroc(data.held_out_good("")))  # type: ignore[attr-defined]
     if keep_start:
         (before,) = trainer.validate(model, datamodule=data, verbose=False)
         checkpoints.best = before["val_loss"]
@@ -133,7 +171,7 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
     held_out = data.held_out_good("Choosing thresholds")
     model.fit_readout(data.some_for_training(model.images_of_each_class, "Fitting the read-out"), held_out)
     with torch.inference_mode():
-        scores = np.concatenate([model.network(image)[0].numpy() for image, _ in held_out])
+        scores = np.concatenate([model.network(batch.image)[0].numpy() for batch in held_out])
     names = [held_out.classes[label] for label in held_out.label]
     height, width = data.size
     info = ModelInfo(

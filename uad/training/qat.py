@@ -55,6 +55,8 @@ class QuantizationAware(Model):
         UserError: a checkpoint that cannot serve, or a setting out of range.
     """
 
+    steps = 100
+
     def __init__(
         self,
         ckpt: Path,

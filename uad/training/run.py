@@ -6,6 +6,7 @@ RUN/train.csv      losses of each epoch
 RUN/last.ckpt      Lightning's own, after each epoch: what `uad fit --resume RUN` goes on from
 RUN/best.ckpt      the same, of the epoch with the least loss on held-out good images
 RUN/model.ckpt     the trained model: from the best epoch, with thresholds
+RUN/targets/       while it trains, or with --keep-cache: see `uad.data.cache`
 RUN/metrics.json   its accuracy on the test images; null where there are none
 RUN/new/           with --overwrite: the run that takes the place of this one once it is finished
 """
@@ -30,6 +31,7 @@ from uad.progress import progress
 
 CONFIG, RECORD, LAST, BEST, MODEL = "config.yaml", "run.json", "last.ckpt", "best.ckpt", "model.ckpt"
 FILES = (CONFIG, RECORD, "train.csv", LAST, BEST, "metrics.json", MODEL)
+TARGETS = "targets"
 NEW = "new"
 MAY_CHANGE = ("trainer.max_epochs", "data.root")  # when a run goes on
 
@@ -86,7 +88,7 @@ def place_for(out: Path, overwrite: bool) -> Path:
         if overwrite:
             return out / NEW
         raise UserError(f"--out {out} holds a run: give another folder, or --overwrite, or --resume {out} to go on")
-    others = [name for name in inside if not (begun and name in FILES)]
+    others = [name for name in inside if not (begun and name in (*FILES, TARGETS))]
     if others:
         raise UserError(f"--out {out} holds other things ({listing(others, 3)}): give a new or an empty folder")
     return out
@@ -104,14 +106,18 @@ def begin(folder: Path, record: Record) -> None:
     make_folder(folder)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(str(folder / TARGETS), ignore_errors=True)
     record.write(folder)
 
 
-def deliver(folder: Path, out: Path, record: Record) -> None:
-    """Note that a run is finished, and put one that was trained inside `out` in the place of the one that is there.
+def deliver(folder: Path, out: Path, record: Record, keep_cache: bool = False) -> None:
+    """Note that a run is finished, take away what only training needed, and put the run in its place.
 
-    What is not of a run stays. A move that is cut short is ended by `uad fit --resume`: every file is whole meanwhile.
+    One that was trained inside `out` takes the place of the one that is there; what is not of a run stays. A move that
+    is cut short is ended by `uad fit --resume`: every file is whole meanwhile.
     """
+    if not keep_cache:
+        shutil.rmtree(str(folder / TARGETS), ignore_errors=True)
     record = dataclasses.replace(record, finished=True)
     record.write(folder)
     if folder == out:
@@ -121,7 +127,7 @@ def deliver(folder: Path, out: Path, record: Record) -> None:
         for name in set(FILES) - {*made, CONFIG, RECORD}:
             (out / name).unlink(missing_ok=True)
     for name in sorted(made, key=lambda name: name != MODEL):
-        if (out / name).is_dir():  # of a logger
+        if (out / name).is_dir():  # of a logger, or what was kept
             shutil.rmtree(str(out / name))
         os.replace(str(folder / name), str(out / name))
     record.write(out)

@@ -27,7 +27,6 @@ from uad.training.callbacks import Bar, WholeFiles
 
 DEFAULT_MODEL = "stfpm"
 TRAINER_DEFAULTS = {
-    "max_epochs": 6,
     "devices": 1,
     "logger": False,
     "deterministic": True,
@@ -161,6 +160,8 @@ def _trainer(settings: Dict[str, Any], folder: Path) -> Trainer:
     """
     changed = dict(settings, plugins=[WholeFiles()])
     changed["callbacks"] = [] if settings["enable_progress_bar"] is False else [Bar()]
+    if settings["max_epochs"] is None:  # then max_steps, max_time or the model's own number of steps ends it
+        changed["max_epochs"] = -1
     changed["default_root_dir"] = settings["default_root_dir"] or str(folder)
     if settings["profiler"] is not None:
         changed["profiler"] = PROFILERS[settings["profiler"]](dirpath=folder, filename="profile")

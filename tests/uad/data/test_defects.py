@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uad.data.defects import with_defects
+from uad.data.defects import with_defects, with_faint_defects
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 96), (256, 256)])
@@ -30,3 +30,30 @@ def test_the_same_seed_draws_the_same_and_the_images_stay() -> None:
     np.testing.assert_array_equal(with_defects(images), with_defects(images))
     assert (with_defects(images, seed=1) != with_defects(images)).any()
     np.testing.assert_array_equal(images, before)
+
+
+def test_faint_defects_lie_on_the_part_and_are_small() -> None:
+    images = np.full((40, 128, 128, 3), 250, np.uint8)
+    images[:, 40:90, 30:100] = np.random.default_rng(0).integers(60, 120, (40, 50, 70, 3), np.uint8)
+    changed = with_faint_defects(images)
+    assert changed.dtype == np.uint8 and changed.shape == images.shape
+    forms = set()
+    for before, after in zip(images, changed):
+        rows, columns = np.nonzero((before != after).any(axis=2))
+        height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
+        assert rows.min() < 90 and rows.max() >= 40 and columns.min() < 100 and columns.max() >= 30
+        assert max(height, width) <= 32 and min(height, width) <= 16
+        forms.add((height > 16, width > 16))
+    assert forms == {(False, False), (True, False), (False, True)}  # patches, and scars both ways
+
+
+def test_faint_defects_are_fainter_and_drawn_again_from_a_seed() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
+    before = images.copy()
+    faint, plain = with_faint_defects(images), with_defects(images)
+    assert np.abs(faint.astype(int) - images).sum() < 0.5 * np.abs(plain.astype(int) - images).sum()
+    np.testing.assert_array_equal(faint, with_faint_defects(images))
+    assert (with_faint_defects(images, seed=1) != faint).any()
+    np.testing.assert_array_equal(images, before)
+    for tiny in (np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 16, 200, 3), np.uint8)):
+        assert with_faint_defects(tiny).shape == tiny.shape

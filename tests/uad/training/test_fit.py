@@ -17,6 +17,8 @@ pytest.importorskip("lightning")
 
 from uad import cli  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
+from uad.training.fit import epochs_of, has_no_length  # noqa: E402
+from uad.training.settings import set_up  # noqa: E402
 
 FIT = ["--model.weights", "none", "--data.image_size", "64", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
 
@@ -135,3 +137,87 @@ def test_the_best_epoch_becomes_the_model(tiny_run: Any) -> None:
     best = min(rows, key=lambda row: float(row["val_loss"]))
     kept = torch.load(tiny_run.out / "best.ckpt", weights_only=True)
     assert kept["epoch"] == int(best["epoch"])
+
+
+def test_kept_targets_train_what_computed_ones_do(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr("uad.training.fit._keep_targets", lambda *whole: seen.append(whole))
+    computed = fit(tiny_run.root, tmp_path / "computed", "--trainer.max_epochs", "2")
+    kept = state(tiny_run.out)
+    assert seen and not same(kept, computed)  # float16 leaves its trace
+    for name in computed:
+        if name.startswith("student.") and name.endswith("weight"):
+            torch.testing.assert_close(kept[name], computed[name], atol=2e-2, rtol=0)
+
+
+def test_the_teacher_sees_each_image_once_while_it_trains(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, whole = 0, STFPM.targets
+
+    def counted(self: Any, image: Any) -> Any:
+        nonlocal count
+        count += len(image)
+        return whole(self, image)
+
+    monkeypatch.setattr(STFPM, "targets", counted)
+    fit(tiny_run.root, tmp_path / "run", "--trainer.max_epochs", "3")
+    assert count == 1 + 12  # one to see whether there is anything to keep
+    assert not (tmp_path / "run" / "targets").exists()
+
+
+def test_what_is_kept_serves_a_run_that_goes_on(tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    fit(tiny_run.root, out, "--trainer.max_epochs", "2", "--keep-cache")
+    before = (out / "targets" / "key.json").stat().st_mtime_ns
+    assert cli.main(["fit", "--resume", str(out), "--trainer.max_epochs", "3", "--keep-cache"]) == 0
+    assert (out / "targets" / "key.json").stat().st_mtime_ns == before
+    assert cli.main(["fit", "--resume", str(out), "--trainer.max_epochs", "4"]) == 0
+    assert not (out / "targets").exists() and epochs(out) == ["0", "1", "2", "3"]
+
+
+def test_learning_is_seen_without_labels(tiny_run: Any) -> None:
+    rows = list(csv.DictReader((tiny_run.out / "train.csv").read_text().splitlines()))
+    assert [0 <= float(row["synthetic_auroc"]) <= 1 for row in rows] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("steps", "trainer", "expected"),
+    [  # there are 10 images to train on, 2 whole batches of 4
+        (41, {}, 20),
+        (4, {}, 3),
+        (9999, {}, 100),
+        (40, {"limit_train_batches": 1}, 40),
+        (40, {"limit_train_batches": 0.5}, 40),
+        (40, {"accumulate_grad_batches": 2}, 40),
+    ],
+)
+def test_the_epochs_make_up_the_steps_of_the_model_within_bounds(
+    tiny_run: Any, tmp_path: Path, steps: int, trainer: dict[str, Any], expected: int
+) -> None:
+    data = {"root": tiny_run.root, "image_size": 64, "batch_size": 4}
+    model = {"weights": "none", "backbone": "mobilenet_v2"}
+    setup = set_up(model, data, {"accelerator": "cpu", **trainer}, None, 0, tmp_path)
+    setup.data.setup("fit")
+    setup.model.steps = steps
+    assert has_no_length(setup) and epochs_of(setup) == expected
+
+
+def test_a_length_that_is_given_is_kept(tmp_path: Path) -> None:
+    for given in ({"max_epochs": 2}, {"max_steps": 5}, {"max_time": "00:01:00:00"}):
+        trainer = {"accelerator": "cpu", **given}
+        model = {"weights": "none", "backbone": "mobilenet_v2"}
+        assert not has_no_length(set_up(model, {"root": "images"}, trainer, None, 0, tmp_path))
+
+
+def test_a_run_notes_the_epochs_that_were_chosen(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(STFPM, "steps", 8)
+    out = tmp_path / "run"
+    fit(tiny_run.root, out)
+    assert epochs(out) == ["0", "1", "2", "3"] and "max_epochs: 4" in (out / "config.yaml").read_text()
+    last = torch.load(out / "last.ckpt", weights_only=True)
+    assert last["lr_schedulers"][0]["total_steps"] == 8

@@ -1,0 +1,100 @@
+"""The mark that a unified model is held to: nearest neighbours, one class at a time, in the same teacher's features.
+
+    python benchmarks/neighbours.py --backbone mobilenet_v2 --weights mobilenet_v2-imagenet.pth \
+        --data IMAGES [IMAGES ...] --models MODEL [MODEL ...] --out benchmarks/results
+
+As PatchCore does (Roth et al., CVPR 2022), without its coreset: a position is described by the features at 1/8 and 1/16
+of the image, averaged over 3x3 positions; a bank holds `BANK` positions of good training images, drawn at random; the
+score of an image is the greatest distance of its positions to the bank. Each class has its own bank, and is told which
+it is: a unified model is not.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from commands import tested
+from machine import footer, machine
+from sklearn.metrics import pairwise_distances_argmin_min
+from torch import Tensor
+
+from engines.files import write_json, write_text
+from uad.data.folder import Sample, depths_of, find_classes, load_images, test_samples, train_samples, with_depths
+from uad.evaluation.metrics import image_auroc
+from uad.models.backbones import FeaturePyramid, backbone_of
+from uad.models.layers import Normalize
+from uad.tables import markdown
+
+BANK = 20_000  # positions of a class
+SIZE = (256, 256)
+BATCH = 16
+
+
+def main() -> None:
+    """Measure class by class; what was measured before is kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--data", type=Path, required=True, nargs="+")
+    parser.add_argument("--models", type=Path, required=True, nargs="+", help="a unified model of each root")
+    parser.add_argument("--work", type=Path, required=True, help="what is there is not measured again")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for root, model in zip(options.data, options.models, strict=True):
+        report = tested(model, options.work / f"{root.name}.json", model, str(root))
+        for name in find_classes(root):
+            row: dict[str, object] = {"class": name, "unified": report["classes"][name]["image_auroc"]}
+            row["neighbours"] = neighbours(root, name, options.backbone, options.weights)
+            rows.append(row)
+            print(row, flush=True)
+            write_json(options.out / "neighbours.json", {"machine": machine(), "rows": rows})
+    result = json.loads((options.out / "neighbours.json").read_text(encoding="utf-8"))
+    write_text(options.out / "neighbours.md", page(result))
+
+
+@torch.inference_mode()
+def neighbours(root: Path, name: str, backbone: str, weights: str) -> float:
+    """The image AUROC of one class."""
+    source = backbone_of(backbone)
+    teacher, normalize = FeaturePyramid(backbone, weights).eval(), Normalize(source.mean, source.std)
+    good = train_samples(root, [name])
+    depths = depths_of(good)
+
+    def described(samples: "list[Sample]") -> "list[np.ndarray]":
+        """(positions, C) float32 of each image."""
+        known = with_depths(samples, lambda each: depths.get(each, 16))
+        images = torch.from_numpy(load_images(known, SIZE)).split(BATCH)
+        return [each for batch in images for each in _positions(teacher(normalize(batch))).numpy()]
+
+    random = np.random.default_rng(0)
+    positions = np.concatenate(described(good))
+    bank = positions[random.choice(len(positions), min(BANK, len(positions)), replace=False)]
+    samples = test_samples(root, [name])
+    scores = [pairwise_distances_argmin_min(image, bank)[1].max() for image in described(samples)]
+    auroc = image_auroc(np.array(scores), np.array([sample.is_defect for sample in samples]))
+    assert auroc is not None
+    return auroc
+
+
+def _positions(pyramid: "list[Tensor]") -> Tensor:
+    """The two deeper levels -> (N, h w, C), on the grid of the finer of them."""
+    middle, deep = (F.avg_pool2d(level, 3, 1, 1) for level in pyramid[1:])
+    deep = F.interpolate(deep, size=middle.shape[2:], mode="bilinear", align_corners=False)
+    return torch.cat([middle, deep], dim=1).flatten(2).transpose(1, 2)
+
+
+def page(result: "dict[str, object]") -> str:
+    rows: list[dict[str, float]] = result["rows"]  # type: ignore[assignment]
+    table = [[str(r["class"]), f"{r['neighbours']:.3f}", f"{r['unified']:.3f}"] for r in rows]
+    table.append(["mean", *(f"{np.mean([row[key] for row in rows]):.3f}" for key in ("neighbours", "unified"))])
+    text = "## Image AUROC of nearest neighbours, one class at a time, and of unified models that are told no class\n\n"
+    where: dict[str, object] = result["machine"]  # type: ignore[assignment]
+    return f"{text}{markdown(['class', 'neighbours', 'unified'], table)}\n\n{footer(where)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -47,6 +47,7 @@ class FitOptions:
         default=False, metadata=about("replace the run that --out holds, once the new one is finished")
     )
     keep_cache: bool = field(default=False, metadata=about("leave RUN/targets, for --resume"))
+    profile: bool = field(default=False, metadata=about("say at the end where the time of a step goes"))
     false_positive_rate: float = field(
         default=0.05, metadata=about("part of the held-out good images that may score above their threshold")
     )
@@ -83,6 +84,7 @@ def fit(options: FitOptions) -> Path:
     allow(options.max_megapixels)
     folder = place_for(options.out, options.overwrite)
     setup = set_up(options.model, options.data, options.trainer, options.ckpt, options.seed, folder)
+    _watch(setup, options)
     if options.ckpt is not None:
         _check_start(setup, options.ckpt, options.out)
     record = train(setup, folder, options.false_positive_rate, _settings(options, setup))
@@ -96,7 +98,9 @@ def _go_on(options: FitOptions, run: Path) -> Path:
     from uad.training.run import LAST, MAY_CHANGE, MODEL, Record, deliver, place_of
     from uad.training.settings import set_up
 
-    fresh = FitOptions(resume=run, data=options.data, trainer=options.trainer, keep_cache=options.keep_cache)
+    fresh = FitOptions(
+        resume=run, data=options.data, trainer=options.trainer, keep_cache=options.keep_cache, profile=options.profile
+    )
     changed = [
         each.name for each in dataclasses.fields(FitOptions) if getattr(options, each.name) != getattr(fresh, each.name)
     ]
@@ -124,11 +128,19 @@ def _go_on(options: FitOptions, run: Path) -> Path:
     was = FitOptions(run, **settings)
     allow(was.max_megapixels)
     setup = set_up(was.model, was.data, was.trainer, was.ckpt, was.seed, folder)
+    _watch(setup, options)
     if was.ckpt is not None:
         _check_start(setup, was.ckpt, run)
     record = go_on(setup, folder, was.false_positive_rate, _settings(was, setup), record)
     deliver(folder, run, record, options.keep_cache)
     return run / MODEL
+
+
+def _watch(setup: Any, options: FitOptions) -> None:
+    if options.profile:
+        from uad.training.callbacks import StepTimes
+
+        setup.trainer.callbacks.append(StepTimes())
 
 
 def _settings(options: FitOptions, setup: Any) -> Dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from export import readout
 from uad.models.layers import enlarge, gaussian, pixel_count
 
-SMOOTHING = 1.5  # standard deviation of the Gaussian on the joined map, in map pixels
+SMOOTHING = 1.0  # standard deviation of the Gaussian on the joined map, in map pixels
 TOP_FRACTION = 0.003  # of the joined map's pixels, whose mean is the score
 
 

@@ -75,6 +75,52 @@ class SyntheticAuroc(Callback):
         pl_module.log("synthetic_auroc", torch.stack(found).mean(), prog_bar=True)
 
 
+class StepTimes(Callback):
+    """Says at the end where the time of a step goes. The first step, which warms up, does not count."""
+
+    PHASES = ("reading", "forward", "backward", "optimizer")
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(self.PHASES, 0.0)
+        self.steps = -1
+        self._since: Optional[float] = None  # None while something else than a step goes on
+
+    def _end_of(self, phase: str, module: LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._since is not None and self.steps >= 0:
+            self.seconds[phase] += now - self._since
+        self._since = now
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._end_of("reading", pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._end_of("forward", pl_module)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_of("backward", pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._end_of("optimizer", pl_module)
+        self.steps += 1
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        whole = sum(self.seconds.values())
+        if self.steps < 1 or not whole:
+            print("a step's time is told from two steps on")
+            return
+        shares = ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in self.seconds.items())
+        print(f"a step takes {whole / self.steps:.3g} s: {shares} (mean of {self.steps})")
+
+
 class Checkpoints(Checkpoint):
     """Keeps last.ckpt, of the newest epoch, and best.ckpt, of the one with the least loss on held-out images.
 

@@ -75,7 +75,6 @@ def info() -> ModelInfo:
 
 def test_scores_maps_and_scales_are_those_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.equalize.MARGIN", 1.0)  # there was none
-    monkeypatch.setattr("uad.models.readout.SMOOTHING", 1.0)
     with np.load(BEFORE) as stored:
         before = dict(stored)
     made = network()

@@ -1,6 +1,7 @@
 """Training is repeatable, goes on after a stop, and stops when the loss is not a number."""
 
 import csv
+import re
 import signal
 import subprocess
 import sys
@@ -221,3 +222,29 @@ def test_a_run_notes_the_epochs_that_were_chosen(
     assert epochs(out) == ["0", "1", "2", "3"] and "max_epochs: 4" in (out / "config.yaml").read_text()
     last = torch.load(out / "last.ckpt", weights_only=True)
     assert last["lr_schedulers"][0]["total_steps"] == 8
+
+
+def test_a_profile_says_where_the_time_of_a_step_goes(
+    tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = STFPM.loss
+
+    def slow(self: Any, batch: Any) -> Any:
+        time.sleep(0.5)
+        return whole(self, batch)
+
+    monkeypatch.setattr(STFPM, "loss", slow)
+    fit(tiny_run.root, tmp_path / "run", "--trainer.max_epochs", "2", "--profile")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a step takes")]
+    seconds = float(line.split()[3])
+    shares = [int(share) for share in re.findall(r"(\d+)%", line)]
+    assert 0.5 < seconds < 5 and sum(shares) == pytest.approx(100, abs=2) and "(mean of 3)" in line
+    assert shares[1] * seconds / 100 > 0.45  # the forward pass is where it sleeps
+
+
+def test_a_profile_of_one_step_says_that_it_takes_two(
+    tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--profile")
+    fit(tiny_run.root, tmp_path / "run", *more)
+    assert "from two steps on" in capsys.readouterr().out

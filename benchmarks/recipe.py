@@ -43,7 +43,7 @@ class Training:
     batch: int = 8
     lr: float = 3e-3
     noise: float = 0.0  # standard deviation of Gaussian noise on the student's normalised pixels
-    hardest: float = 0.0  # part of the positions of an image that count twice as the loss's own mean; 0: none
+    hardest: float = 0.0  # the mean error of this part of an image's positions, the worst, is added to that of all
 
 
 TRAININGS = {
@@ -165,7 +165,7 @@ class Good:
 
 
 def _mean(error: Tensor, hardest: float) -> Tensor:
-    """The mean of (N, h, w), and twice that of the hardest positions of each image."""
+    """The mean of (N, h, w), and that of the hardest positions of each image."""
     if not hardest:
         return error.mean()
     flat = error.flatten(1)

@@ -43,7 +43,7 @@ def kept_targets(
     Returns:
         (N, C, h, w) float16 of each level; none where the disk has no room or float16 cannot hold them, which is said.
     """
-    known = _read_key(folder)
+    known = _read_key(folder, len(images))
     if known is None or known["of"] != key:
         try:
             shapes = _write(targets, images, folder)
@@ -76,11 +76,14 @@ def key_of(images: Dict[str, List[Any]], size: Sequence[int], tensors: Dict[str,
     return {"images": listed.hexdigest(), "size": list(size), "weights": weights.hexdigest()}
 
 
-def _read_key(folder: Path) -> Any:
+def _read_key(folder: Path, count: int) -> Any:
+    """What lies in a folder, or None where it is not whole."""
     try:
         known = json.loads((folder / KEY).read_text(encoding="utf-8"))
-        return known if {"of", "shapes"} <= set(known) else None
-    except (OSError, ValueError, TypeError):
+        sizes = [2 * count * math.prod(shape) for shape in known["shapes"]]
+        whole = all((folder / f"{level}.bin").stat().st_size == size for level, size in enumerate(sizes))
+        return known if whole and sizes and "of" in known else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -109,6 +112,9 @@ def _write(targets: Callable[[Tensor], Sequence[Tensor]], images: Tensor, folder
                 file.write(level.contiguous().numpy().tobytes())
             for _ in batch:
                 step()
+        for file in files:  # the key, which is written next, must not outlive them
+            file.flush()
+            os.fsync(file.fileno())
     return shapes
 
 

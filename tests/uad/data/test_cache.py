@@ -54,6 +54,14 @@ def test_those_that_were_cut_short_are_made_anew(tmp_path: Path, content: Any) -
     assert torch.equal(fine, Teacher()(IMAGES)[0].half())
 
 
+def test_a_file_that_lost_its_end_is_made_anew(tmp_path: Path) -> None:
+    kept_targets(Teacher(), IMAGES, tmp_path / "t", KEY)
+    with open(tmp_path / "t" / "1.bin", "r+b") as file:
+        file.truncate(100)
+    (_, coarse) = kept_targets(Teacher(), IMAGES, tmp_path / "t", KEY)
+    assert torch.equal(coarse, Teacher()(IMAGES)[1].half())
+
+
 def test_the_key_is_not_there_before_the_files_are_whole(tmp_path: Path) -> None:
     def stopped(images: Any) -> Any:
         if torch.equal(images[0], IMAGES[16]):

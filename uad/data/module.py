@@ -65,7 +65,7 @@ class AnomalyData(LightningDataModule):
         root: Path,
         classes: Optional[List[str]] = None,
         image_size: Union[int, Tuple[int, int]] = 256,
-        batch_size: int = 16,
+        batch_size: int = 8,
         held_out: float = 0.1,
         seed: int = 0,
     ) -> None:

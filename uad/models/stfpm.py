@@ -110,7 +110,7 @@ class STFPM(Model):
     """
 
     network: StudentTeacher
-    steps = 1600
+    steps = 3000
 
     def __init__(
         self,

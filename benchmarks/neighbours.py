@@ -1,7 +1,8 @@
 """The mark that a unified model is held to: nearest neighbours, one class at a time, in the same teacher's features.
 
     python benchmarks/neighbours.py --backbone mobilenet_v2 --weights mobilenet_v2-imagenet.pth \
-        --data IMAGES [IMAGES ...] --models MODEL [MODEL ...] --out benchmarks/results
+        --data IMAGES [IMAGES ...] --models MODEL [MODEL ...] --work DIR \
+        --out benchmarks/results
 
 As PatchCore does (Roth et al., CVPR 2022), without its coreset: a position is described by the features at 1/8 and 1/16
 of the image, averaged over 3x3 positions; a bank holds `BANK` positions of good training images, drawn at random; the
@@ -16,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from commands import tested
+from commands import command
 from machine import footer, machine
 from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 
 from engines.files import write_json, write_text
+from uad.data.batches import BATCH
 from uad.data.folder import Sample, depths_of, find_classes, load_images, test_samples, train_samples, with_depths
 from uad.evaluation.metrics import image_auroc
 from uad.models.backbones import FeaturePyramid, backbone_of
@@ -30,30 +32,32 @@ from uad.tables import markdown
 
 BANK = 20_000  # positions of a class
 SIZE = (256, 256)
-BATCH = 16
 
 
 def main() -> None:
-    """Measure class by class; what was measured before is kept."""
+    """Measure class by class, and write after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", type=Path, required=True, nargs="+")
     parser.add_argument("--models", type=Path, required=True, nargs="+", help="a unified model of each root")
-    parser.add_argument("--work", type=Path, required=True, help="what is there is not measured again")
+    parser.add_argument("--work", type=Path, required=True, help="for the figures of the models, which are kept")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
+    result: dict[str, object] = {"machine": machine(), "rows": rows}
     for root, model in zip(options.data, options.models, strict=True):
-        report = tested(model, options.work / f"{root.name}.json", model, str(root))
+        figures = options.work / f"{root.name}.json"
+        if not figures.exists():
+            command(["test", str(model), "--data.root", str(root), "--batch", str(BATCH), "--json", str(figures)])
+        report = json.loads(figures.read_text(encoding="utf-8"))
         for name in find_classes(root):
             row: dict[str, object] = {"class": name, "unified": report["classes"][name]["image_auroc"]}
             row["neighbours"] = neighbours(root, name, options.backbone, options.weights)
             rows.append(row)
             print(row, flush=True)
-            write_json(options.out / "neighbours.json", {"machine": machine(), "rows": rows})
-    result = json.loads((options.out / "neighbours.json").read_text(encoding="utf-8"))
-    write_text(options.out / "neighbours.md", page(result))
+            write_json(options.out / "neighbours.json", result)
+            write_text(options.out / "neighbours.md", page(result))
 
 
 @torch.inference_mode()

@@ -24,10 +24,11 @@ import export.readout
 import uad.models.readout
 from engines.files import write_json, write_text
 from uad.data.batches import BATCH, Batch, GoodImages
-from uad.data.cache import kept_targets
+from uad.data.cache import kept_targets, key_of
 from uad.data.defects import with_defects, with_faint_defects
 from uad.data.module import AnomalyData
 from uad.evaluation.metrics import image_auroc
+from uad.models.base import cycle_of
 from uad.models.readout import RegionalReadOut, Seen
 from uad.models.stfpm import STFPM, pooled
 from uad.tables import markdown
@@ -115,7 +116,9 @@ class Good:
         self.fitted = torch.cat([(self.training.label == k).nonzero()[:FITTED, 0] for k in range(len(self.classes))])
         self.start = self.model()
         self.start.prepare(self._some(self.fitted))
-        self.targets = kept_targets(self.start.targets, self.training.image, work / "targets", {"of": "recipe"})
+        image, size = self.training.image, self.training.image.shape[1:3]
+        key = key_of({}, size, {**self.start.frozen(), "image": image})
+        self.targets = kept_targets(self.start.targets, image, work / "targets", key)
 
     def model(self) -> STFPM:
         torch.manual_seed(0)
@@ -129,10 +132,9 @@ class Good:
         model = self.model()
         model.network.head.load_state_dict(self.start.network.head.state_dict())
         steps, student, began = images // training.batch, model.network.student, time.perf_counter()
-        optimizer = torch.optim.AdamW(student.parameters(), training.lr, weight_decay=model.weight_decay)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, total_steps=steps, pct_start=0.15)
-        draw = np.random.default_rng(0)
-        order = np.concatenate([draw.permutation(len(self.training.image)) for _ in range(images)])[:images]
+        optimizer, cycle = cycle_of(student.parameters(), training.lr, model.weight_decay, steps)
+        draw, count = np.random.default_rng(0), len(self.training.image)
+        order = np.concatenate([draw.permutation(count) for _ in range(0, images, count)])[:images]
         model.train()
         for index in order.reshape(steps, training.batch):
             pixels = model.network.normalize(self.training.image[index])
@@ -145,8 +147,8 @@ class Good:
             cycle.step()
         seen: dict[str, Any] = {"seconds": round(time.perf_counter() - began), "loss": float(loss.detach())}
         model.eval()
-        held_out = self.held_out.image.numpy()
-        seen["fitted"] = _seen(model, *self._some(self.fitted).__dict__.values())
+        held_out, some = self.held_out.image.numpy(), self._some(self.fitted)
+        seen["fitted"] = _seen(model, some.image, some.label)
         for name, changed in (
             ("good", held_out),
             ("plain", self._with(with_defects)),
@@ -173,7 +175,7 @@ def _mean(error: Tensor, hardest: float) -> Tensor:
 
 
 @torch.inference_mode()
-def _seen(model: STFPM, image: Tensor, label: Tensor, *_: Any) -> "dict[str, Any]":
+def _seen(model: STFPM, image: Tensor, label: Tensor) -> "dict[str, Any]":
     network, parts = model.network, []
     for batch in image.split(BATCH):
         teacher, student = network.features(batch)

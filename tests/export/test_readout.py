@@ -111,6 +111,16 @@ def test_on_the_same_images_a_correction_is_nearly_a_new_fit() -> None:
     assert not np.allclose(fitted.std, readout.fit([good], CLASSES).std, rtol=0.5)
 
 
+def test_a_correction_of_one_region_is_brought_towards_the_whole_image_as_a_fit_is() -> None:
+    good = seen(200)
+    noisy = changed(good, noise=0.4)
+    for before, after in zip(good.maps, noisy.maps):
+        after[:, :, before.shape[2] // 2 :] = before[:, :, before.shape[2] // 2 :]  # the lower half is as it was
+    corrected = readout.refit(readout.fit([good], CLASSES), good, noisy)
+    fitted = readout.fit([noisy], CLASSES)
+    np.testing.assert_allclose(corrected.std[0, :, 0].mean(axis=-1), fitted.std[0, :, 0].mean(axis=-1), rtol=0.02)
+
+
 def test_no_deviation_is_below_the_noise_of_the_change(of_regions_alone: None) -> None:
     good = seen(200)
     statistics = readout.fit([good], CLASSES)

@@ -43,16 +43,14 @@ class FitOptions:
             "--trainer.max_epochs may be raised, --data.root may name where its images are now"
         ),
     )
-    overwrite: bool = field(
-        default=False, metadata=about("replace the run that --out holds, once the new one is finished")
-    )
+    overwrite: bool = field(default=False, metadata=about("replace the run in --out at the end"))
     keep_cache: bool = field(default=False, metadata=about("leave RUN/targets, for --resume"))
-    profile: bool = field(default=False, metadata=about("say at the end where the time of a step goes"))
+    profile: bool = field(default=False, metadata=about("say where a step's time goes"))
     false_positive_rate: float = field(
         default=0.05, metadata=about("part of the held-out good images that may score above their threshold")
     )
     max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
-    seed: int = field(default=0, metadata=about("of weights and of the order of images"))
+    seed: int = field(default=0, metadata=about("of weights and order of images"))
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""

@@ -1,7 +1,7 @@
 """What a model is: the contract between the files of `uad.models` and training, quantization and export."""
 
 import abc
-from typing import Any, Dict, Iterable, List
+from typing import Any, Dict, Iterable, List, Tuple
 
 import torch
 from lightning import LightningModule
@@ -60,7 +60,7 @@ class Model(LightningModule, abc.ABC):
     def frozen(self) -> Dict[str, Tensor]:
         """The state of the parts of the network that training does not change, which compute `targets`."""
         parts = dict(self.network.named_children())
-        fixed = {name: part for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())}
+        fixed = {name: part for name, part in parts.items() if not is_trained(part)}
         return {f"{name}.{key}": value for name, part in fixed.items() for key, value in part.state_dict().items()}
 
     @abc.abstractmethod
@@ -124,9 +124,19 @@ class Model(LightningModule, abc.ABC):
         steps = self.trainer.estimated_stepping_batches
         if not 1 <= steps < float("inf"):
             raise UserError("the settings of --trainer leave no number of steps: give --trainer.max_epochs at least 1")
-        optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=int(steps), pct_start=0.15)
+        optimizer, cycle = cycle_of(parameters, lr, weight_decay, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+
+def cycle_of(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, steps: int) -> Tuple[Any, Any]:
+    """AdamW, and one cycle of its learning rate over so many steps; see `Model.one_cycle`."""
+    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
+
+
+def is_trained(part: nn.Module) -> bool:
+    """Whether training changes a part of a network."""
+    return any(parameter.requires_grad for parameter in part.parameters())
 
 
 def not_negative(**values: float) -> None:

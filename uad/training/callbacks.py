@@ -54,10 +54,8 @@ class SyntheticAuroc(Callback):
     """
 
     def __init__(self, good: GoodImages) -> None:
-        labels = good.label.tolist()
         self.classes = [
-            good.image[[index for index, label in enumerate(labels) if label == each][:IMAGES_OF_EACH_CLASS]]
-            for each in sorted(set(labels))
+            good.image[good.label == each][:IMAGES_OF_EACH_CLASS] for each in sorted(set(good.label.tolist()))
         ]
         self.defects = [torch.from_numpy(with_defects(images.numpy())) for images in self.classes]
 

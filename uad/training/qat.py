@@ -7,7 +7,7 @@ from typing import Any, Dict, Literal, Sequence
 import onnx
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engines.errors import UserError
 from engines.graph import constants, in_backbone
@@ -21,7 +21,7 @@ from export.quantize import collect_histograms, insert_qdq, ranges
 from uad.data.batches import Batch, GoodImages
 from uad.errors import CheckpointError
 from uad.models import model_class
-from uad.models.base import Model, not_negative
+from uad.models.base import Model, is_trained, not_negative
 from uad.progress import counted, progress
 from uad.training.checkpoint import Quantization, load_checkpoint
 from uad.training.fake_quant import float_state, insert_quantizers, module_path
@@ -87,7 +87,7 @@ class QuantizationAware(Model):
         self.quantized_teacher = quantized_teacher
         self.reference = fold(start.network).requires_grad_(False)
         self.network = fold(start.network)
-        self.trained = [name for name in parts_of(self.network) if _is_trained(getattr(self.network, name))]
+        self.trained = [name for name in parts_of(self.network) if is_trained(getattr(self.network, name))]
         self.quantization = Quantization(bits, {})
         self.description = {
             name: getattr(start.info, name) for name in ("model", "backbone", "map_stride", "mean", "std")
@@ -184,7 +184,3 @@ class QuantizationAware(Model):
 def _root(anomaly_map: Tensor) -> Tensor:
     """The square root of a map; what rounding may have put below 0 counts as 0."""
     return (anomaly_map.clamp_min(0.0) + FAINT).sqrt()
-
-
-def _is_trained(part: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in part.parameters())

@@ -57,3 +57,9 @@ def test_faint_defects_are_fainter_and_drawn_again_from_a_seed() -> None:
     np.testing.assert_array_equal(images, before)
     for tiny in (np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 16, 200, 3), np.uint8)):
         assert with_faint_defects(tiny).shape == tiny.shape
+
+
+def test_a_faint_defect_is_half_transparent() -> None:
+    images = np.stack([np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 200, np.uint8)] * 10)
+    bright = with_faint_defects(images)[1::2]
+    assert 75 <= bright.min() <= 125  # half of what is under, half of a black patch, and a step of at most 25

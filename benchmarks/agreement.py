@@ -5,13 +5,9 @@
 UAD_DATA and UAD_MVTEC are folders of classes in the layout of MVTec AD, UAD_WEIGHTS one that holds
 mobilenet_v2-imagenet.pth. What is in --work is not made again, so the script goes on where it was stopped: empty it
 when the code has changed. Everything is run through the command line; nothing here chooses anything. One seed.
-
-The page puts the figures beside those in agreement-before.json, if that is in --out: the same script, run at an earlier
-commit with `--name agreement-before`.
 """
 
 import argparse
-import json
 import os
 import platform
 from pathlib import Path
@@ -21,10 +17,11 @@ from commands import command, tested
 from machine import footer, machine
 
 from engines.cpu import cpu_flags, saturates
+from engines.files import write_json, write_text
 from uad.tables import markdown
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-ROOTS = {"data": ("UAD_DATA", "6"), "mvtec": ("UAD_MVTEC", "25")}  # name -> variable, epochs of the float training
+ROOTS = {"data": "UAD_DATA", "mvtec": "UAD_MVTEC"}
 VARIANTS = {
     "fp32": ["--precision", "fp32"],
     "int8 percentile": ["--precision", "int8", "--calibration-data", "IMAGES"],
@@ -32,6 +29,7 @@ VARIANTS = {
     "int8 random-normal": ["--precision", "int8", "--calibration-data", "random-normal"],
     "qat": ["--precision", "int8"],
 }
+KEYS = ("image_auroc", "pixel_auroc", "spearman", "flipped")
 
 
 def main() -> None:
@@ -41,11 +39,9 @@ def main() -> None:
     parser.add_argument("--roots", nargs="+", default=list(ROOTS), choices=list(ROOTS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--precision", default="bf16-mixed", help="of training: 32-true is faster without bf16 units")
-    parser.add_argument("--name", default="agreement")
-    parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json and NAME.md")
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     runtime = "onnxruntime" if saturates(platform.machine(), cpu_flags()) else "openvino"
-    out = options.out / f"{options.name}.json"
     reports: dict[str, dict[str, Any]] = {}
     for root in options.roots:
         for variant in options.variants:
@@ -53,19 +49,17 @@ def main() -> None:
                 options.work / root, root, variant, options.precision, runtime
             )
             result = {"machine": machine(), "precision": options.precision, "runtime": runtime, "reports": reports}
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(result, indent=1) + "\n")
-            out.with_suffix(".md").write_text(page(result, _before(out)))
+            write_json(options.out / "agreement.json", result)
+            write_text(options.out / "agreement.md", page(result))
 
 
 def report(work: Path, root: str, variant: str, precision: str, runtime: str) -> "dict[str, Any]":
     """Make a variant and test it beside the FP32 file."""
-    variable, epochs = ROOTS[root]
-    data, stem = os.environ[variable], work / variant.replace(" ", "-")
+    data, stem = os.environ[ROOTS[root]], work / variant.replace(" ", "-")
     float_run = work / "run"
     weights = str(Path(os.environ["UAD_WEIGHTS"]) / "mobilenet_v2-imagenet.pth")
     model = ["--model.backbone", "mobilenet_v2", "--model.weights", weights]
-    trained(float_run, ["stfpm.yaml", data, precision, *model, "--trainer.max_epochs", epochs])
+    trained(float_run, ["stfpm.yaml", data, precision, *model])
     checkpoint = float_run / "model.ckpt"
     if variant == "qat":
         trained(stem, ["stfpm_qat.yaml", data, precision, "--ckpt", str(checkpoint)])
@@ -86,40 +80,20 @@ def trained(run: Path, flags: "list[str]") -> None:
         command(["fit", *settings, *rest, "--out", str(run)])
 
 
-def _before(out: Path) -> "dict[str, Any] | None":
-    path = out.with_name("agreement-before.json")
-    return dict(json.loads(path.read_text())) if path.exists() and path != out else None
-
-
-def page(result: "dict[str, Any]", before: "dict[str, Any] | None") -> str:
-    """A row for each class and variant: what it is, and what it was before."""
+def page(result: "dict[str, Any]") -> str:
+    """A row for each class and variant."""
     lines = ["# How INT8 judges beside FP32, one unified STFPM on MobileNetV2 for each of two roots, one seed", ""]
     lines += [f"Spearman: rank correlation of image scores with FP32's. Runtime: {result['runtime']}."]
     lines += ["Flipped: part of the decisions that differ, each model at its own thresholds."]
-    if before is not None:
-        lines += [f"In brackets: at commit {before['machine']['commit']}, from the same float weights."]
     header = ["class", "model", "image AUROC", "pixel AUROC", "Spearman", "flipped"]
     rows = []
     for root, variants in result["reports"].items():
-        earlier = before["reports"].get(root, {}) if before is not None else {}
         for name in [*variants["fp32"]["classes"], f"mean of {root}"]:
-            for variant, found in variants.items():
-                was = earlier.get(variant)
-                rows.append([name, variant, *_cells(_of(found, name), None if was is None else _of(was, name))])
+            for variant, report in variants.items():
+                figures = report["classes"].get(name, report)
+                found = {**figures, **figures["agreement"]}
+                rows.append([name, variant, *("-" if found[key] is None else f"{found[key]:.3f}" for key in KEYS)])
     return "\n".join([*lines, "", markdown(header, rows), "", footer(result["machine"])])
-
-
-def _of(report: "dict[str, Any]", name: str) -> "dict[str, Any]":
-    figures = report["classes"].get(name, report)
-    return {**figures, **figures["agreement"]}
-
-
-def _cells(found: "dict[str, Any]", was: "dict[str, Any] | None") -> "list[str]":
-    cells = []
-    for key in ("image_auroc", "pixel_auroc", "spearman", "flipped"):
-        cell = "-" if found[key] is None else f"{found[key]:.3f}"
-        cells.append(cell if was is None or found[key] is None else f"{cell} ({was[key]:.3f})")
-    return cells
 
 
 if __name__ == "__main__":

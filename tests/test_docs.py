@@ -25,11 +25,7 @@ def test_every_page_of_results_is_made_from_its_figures(path: Path, monkeypatch:
     pytest.importorskip("lightning", reason="training is not installed")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module(path.stem.partition("-")[0])
-    more = []
-    if path.stem.startswith("agreement"):
-        before = path.with_stem("agreement-before")
-        more = [json.loads(before.read_text(encoding="utf-8")) if path != before else None]
-    made = module.page(json.loads(path.read_text(encoding="utf-8")), *more)
+    made = module.page(json.loads(path.read_text(encoding="utf-8")))
     assert made == path.with_suffix(".md").read_text(encoding="utf-8"), "run the command at the foot of the page"
 
 

@@ -27,11 +27,16 @@ class GoodImages:
     label: Tensor  # (N,) int64
     classes: List[str]  # their names, by index
     title: str = "Reading good images again"  # of the progress bar
+    device: torch.device = torch.device("cpu")  # of the batches; `image` and `label` stay where they are
+
+    def on(self, device: torch.device) -> "GoodImages":
+        """The same, whose batches come to another device."""
+        return dataclasses.replace(self, device=device)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of at most `BATCH` images."""
         with progress(self.title, len(self.image)) as step:
             for image, label in zip(torch.split(self.image, BATCH), torch.split(self.label, BATCH)):
-                yield Batch(image, label)
+                yield Batch(image.to(self.device), label.to(self.device))
                 for _ in label:
                     step()

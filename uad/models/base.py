@@ -65,11 +65,11 @@ class Model(LightningModule, abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, good: GoodImages) -> None:
-        """Before training: fit what must be known of training images to learn."""
+        """Before training: fit what must be known of training images to learn. Batches are on the model's device."""
 
     @abc.abstractmethod
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
-        """After training: fit what the head must know of good images to judge.
+        """After training: fit what the head must know of good images to judge. Batches are on the model's device.
 
         Args:
             training: images that were trained on.

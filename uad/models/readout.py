@@ -109,21 +109,23 @@ class RegionalReadOut(nn.Module):
     def fit(self, batches: Iterable[Seen], classes: int) -> None:
         """Fit every buffer to good images; every class is among them."""
         arrays = (
-            readout.Seen([values.float().numpy() for values in maps], pooled.numpy(), label.numpy())
+            readout.Seen([values.float().cpu().numpy() for values in maps], pooled.cpu().numpy(), label.cpu().numpy())
             for maps, pooled, label in batches
         )
         self.set_statistics(readout.fit(arrays, classes))
 
     def set_statistics(self, statistics: readout.Statistics) -> None:
         """Judge by these."""
-        self.centroids = torch.from_numpy(statistics.centroids)
-        self.spread = torch.from_numpy(statistics.spread)
+        device = self.blur.device
+        self.centroids = torch.from_numpy(statistics.centroids).to(device)
+        self.spread = torch.from_numpy(statistics.spread).to(device)
         for index, level in enumerate(self.levels):
             level.mean, level.std = (
-                torch.from_numpy(values[:, index : index + 1].copy()) for values in (statistics.mean, statistics.std)
+                torch.from_numpy(values[:, index : index + 1].copy()).to(device)
+                for values in (statistics.mean, statistics.std)
             )
         finest = [round(side * self.levels[0].scale) for side in statistics.mean.shape[2:]]
-        ones = torch.ones(1, 1, *finest)
+        ones = torch.ones(1, 1, *finest, device=device)
         self.border = 1.0 / F.conv2d(ones, self.blur, padding=self.blur.shape[-1] // 2)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -6,11 +6,12 @@ import warnings
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from engines.errors import Doubt, UserError
 from engines.files import write_json
@@ -30,7 +31,7 @@ from uad.training.callbacks import Checkpoints, EpochTable, SyntheticAuroc, rows
 from uad.training.checkpoint import save_checkpoint, write_tensors
 from uad.training.run import BEST, LAST, MODEL, TARGETS, Record, begin, check_images, images_of
 from uad.training.settings import Setup
-from uad.training.torch_engine import TorchEngine
+from uad.training.torch_engine import TorchEngine, whole_float32
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 100  # where the steps of a model decide: of many images, and of few
 
@@ -54,12 +55,14 @@ def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
         settings["trainer"]["max_epochs"] = setup.trainer.fit_loop.max_epochs = epochs_of(setup)
     record = Record(settings, images_of(data))
     begin(folder, record)
-    model.prepare(data.some_for_training(model.images_of_each_class, "Preparing"))
+    model.to(device_of(setup))
+    with whole_float32():
+        model.prepare(data.some_for_training(model.images_of_each_class, "Preparing").on(model.device))
     is_quantized = model.quantization is not None
     if not (is_quantized and setup.trainer.max_epochs == 0):  # then the quantizers are all that is wanted
         _keep_targets(setup, folder, record)
         _learn(setup, folder, EpochTable(folder / "train.csv", []), keep_start=is_quantized)
-    finish(model, data, false_positive_rate, folder)
+    finish(model.to(device_of(setup)), data, false_positive_rate, folder)
     return record
 
 
@@ -87,8 +90,13 @@ def go_on(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
         model.load_state_dict(last["state_dict"])
     _keep_targets(setup, folder, record)
     _learn(setup, folder, EpochTable(folder / "train.csv", rows), resume=True)
-    finish(model, data, false_positive_rate, folder)
+    finish(model.to(device_of(setup)), data, false_positive_rate, folder)
     return record
+
+
+def device_of(setup: Setup) -> torch.device:
+    """Where the model trains, is prepared and is tested."""
+    return setup.trainer.strategy.root_device
 
 
 def _check_size(model: Model, data: AnomalyData) -> None:
@@ -118,10 +126,15 @@ def epochs_of(setup: Setup) -> int:
 def _keep_targets(setup: Setup, folder: Path, record: Record) -> None:
     """Compute what is to be learned once, where more than one epoch learns it."""
     model, data = setup.model, setup.data
-    if setup.trainer.max_epochs == 1 or not model.targets(data.images[:1]):
+    model.to(device_of(setup))
+
+    def targets(image: Tensor) -> List[Tensor]:
+        return model.targets(image.to(model.device))
+
+    if setup.trainer.max_epochs == 1 or not targets(data.images[:1]):
         return
     key = key_of(record.images, data.size, model.frozen())
-    data.targets = kept_targets(model.targets, data.images, folder / TARGETS, key)
+    data.targets = kept_targets(targets, data.images, folder / TARGETS, key)
 
 
 def _learn(setup: Setup, folder: Path, table: EpochTable, keep_start: bool = False, resume: bool = False) -> None:
@@ -166,12 +179,15 @@ def _run_trainer(setup: Setup, last: Optional[str]) -> None:
 
 
 def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: Path) -> None:
-    """Fit the read-out to good images, choose thresholds, write model.ckpt and metrics.json."""
-    model.cpu().eval()
-    held_out = data.held_out_good("Choosing thresholds")
-    model.fit_readout(data.some_for_training(model.images_of_each_class, "Fitting the read-out"), held_out)
-    with torch.inference_mode():
-        scores = np.concatenate([model.network(batch.image)[0].numpy() for batch in held_out])
+    """Fit the read-out to good images, choose thresholds, write model.ckpt and metrics.json; on the model's device."""
+    model.eval()
+    device = model.device
+    held_out = data.held_out_good("Choosing thresholds").on(device)
+    training = data.some_for_training(model.images_of_each_class, "Fitting the read-out").on(device)
+    with whole_float32():
+        model.fit_readout(training, held_out)
+        with torch.inference_mode():
+            scores = np.concatenate([model.network(batch.image)[0].cpu().numpy() for batch in held_out])
     names = [held_out.classes[label] for label in held_out.label]
     height, width = data.size
     info = ModelInfo(
@@ -191,10 +207,11 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
     if few:
         warnings.warn(few, Doubt, stacklevel=2)
     path = folder / MODEL
-    save_checkpoint(path, model.state_to_save(), model.config, info, model.quantization)
+    save_checkpoint(path, model.cpu().state_to_save(), model.config, info, model.quantization)
     samples = test_samples(data.root, held_out.classes)  # a class that came while it trained is none of its own
     with progress("Testing", len(samples)) as step:
-        report = evaluate(TorchEngine(path, batch=BATCH), samples, progress=step).report
+        engine = TorchEngine(path, batch=BATCH, device=device)
+        report = evaluate(engine, samples, progress=step).report
     write_json(folder / "metrics.json", report)
 
 

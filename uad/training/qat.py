@@ -102,7 +102,8 @@ class QuantizationAware(Model):
 
     @torch.no_grad()
     def prepare(self, good: GoodImages) -> None:
-        """Equalise, calibrate, correct the biases and insert the quantizers."""
+        """Equalise, calibrate, correct the biases and insert the quantizers: on the CPU, where graphs are exported."""
+        self.cpu()
         positions = [(good.label == index).nonzero()[:, 0] for index in range(len(good.classes))]
         chosen = torch.cat([members[: self.calibration_images_of_each_class] for members in positions])
         images, labels = list(good.image[chosen].numpy()), good.label[chosen].tolist()

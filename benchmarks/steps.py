@@ -1,0 +1,112 @@
+"""How many steps a training needs: what finished runs of several lengths see, on held-out good images and in a test.
+
+    uad fit --config configs/stfpm.yaml --data.root IMAGES --trainer.max_epochs 7 --out RUN7   # and of other lengths
+    python benchmarks/steps.py --runs RUN7 ... RUN27 --out benchmarks/results --picture docs/steps.svg
+
+The criterion is the image AUROC, mean over the classes, of held-out good images against copies of them with faint
+defects (`uad.data.defects.with_faint_defects`). The length is chosen by it. The test's image AUROC, from the run's
+metrics.json, stands beside it and chooses nothing.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from machine import footer, machine
+
+from engines.files import write_json, write_text
+from uad.data.defects import with_faint_defects
+from uad.data.module import AnomalyData
+from uad.evaluation.metrics import image_auroc
+from uad.tables import markdown
+from uad.training.torch_engine import TorchEngine
+
+
+def main() -> None:
+    """Judge the runs one by one; JSON, page and picture are written after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--picture", type=Path, required=True)
+    options = parser.parse_args()
+    result: dict[str, Any] = {"machine": machine(), "runs": []}
+    for run in options.runs:
+        result["runs"].append(judged(run))
+        result["runs"].sort(key=lambda each: (each["root"], each["steps"]))
+        print(result["runs"][-1], flush=True)
+        write_json(options.out / "steps.json", result)
+        write_text(options.out / "steps.md", page(result))
+        draw(result, options.picture)
+
+
+def judged(run: Path) -> "dict[str, Any]":
+    """The length of a run, the criterion, and what its test found."""
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    with open(run / "train.csv", newline="", encoding="utf-8") as file:
+        *_, last = csv.DictReader(file)
+    data = AnomalyData(**{**settings["data"], "root": Path(settings["data"]["root"])})
+    data.setup("fit")
+    held_out, criterion = data.held_out_good(""), {}
+    with TorchEngine(run / "model.ckpt", batch=8) as engine:
+        for label, name in enumerate(held_out.classes):
+            good = held_out.image[held_out.label == label].numpy()
+            images = np.concatenate([good, with_faint_defects(good, seed=label)])
+            criterion[name] = image_auroc(engine.infer(images).score, np.arange(len(images)) >= len(good))
+    tested = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["classes"]
+    return {
+        "root": data.root.name,
+        "epochs": int(last["epoch"]) + 1,
+        "steps": int(last["step"]),
+        "batch": data.batch_size,
+        "criterion": criterion,
+        "test": {name: tested[name]["image_auroc"] for name in held_out.classes},
+    }
+
+
+def page(result: "dict[str, Any]") -> str:
+    """One table for each root: a row for each length."""
+    parts = ["## Image AUROC of runs of several lengths: held-out good images with faint drawn defects, and the test\n"]
+    for root in dict.fromkeys(run["root"] for run in result["runs"]):
+        runs = [run for run in result["runs"] if run["root"] == root]
+        header = ["steps", "epochs", "images seen", "held-out", *(f"test, {name}" for name in runs[0]["test"]), "test"]
+        rows = []
+        for run in runs:
+            test = [*run["test"].values(), _mean(run["test"])]
+            lengths = (run["steps"], run["epochs"], run["steps"] * run["batch"])
+            rows.append([*(f"{each:,}" for each in lengths), *(f"{v:.3f}" for v in (_mean(run["criterion"]), *test))])
+        parts.append(f"{root}:\n\n{markdown(header, rows)}\n")
+    return "\n".join([*parts, footer(result["machine"])])
+
+
+def draw(result: "dict[str, Any]", path: Path) -> None:
+    """Both means against the steps, a colour for each root."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "uad"  # the same picture, the same file
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for colour, root in enumerate(dict.fromkeys(run["root"] for run in result["runs"])):
+        runs = [run for run in result["runs"] if run["root"] == root]
+        for key, line, told in (("criterion", "-o", "held-out good images, drawn defects"), ("test", "--s", "test")):
+            means = [_mean(run[key]) for run in runs]
+            axes.plot([run["steps"] for run in runs], means, line, color=f"C{colour}", label=f"{root}: {told}")
+    axes.set(xscale="log", xlabel="optimizer steps", ylabel="image AUROC, mean over classes")
+    axes.set_xticks(ticks := sorted({run["steps"] for run in result["runs"]}), [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.tick_params(axis="x", labelrotation=45)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _mean(figures: "dict[str, float]") -> float:
+    return float(np.mean(list(figures.values())))
+
+
+if __name__ == "__main__":
+    main()

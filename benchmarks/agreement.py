@@ -24,10 +24,12 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ROOTS = {"data": "UAD_DATA", "mvtec": "UAD_MVTEC"}
 VARIANTS = {
     "fp32": ["--precision", "fp32"],
+    "fp16": ["--precision", "fp16", "--calibration-data", "IMAGES"],
     "int8 percentile": ["--precision", "int8", "--calibration-data", "IMAGES"],
     "int8 entropy": ["--precision", "int8", "--calibrator", "entropy", "--calibration-data", "IMAGES"],
     "int8 random-normal": ["--precision", "int8", "--calibration-data", "random-normal"],
     "qat": ["--precision", "int8"],
+    "auto": ["--precision", "auto", "--calibration-data", "IMAGES"],
 }
 KEYS = ("image_auroc", "pixel_auroc", "spearman", "flipped")
 
@@ -87,13 +89,15 @@ def page(result: "dict[str, Any]") -> str:
     lines += ["Flipped: part of the decisions that differ, each model at its own thresholds."]
     header = ["class", "model", "image AUROC", "pixel AUROC", "Spearman", "flipped"]
     rows = []
+    reports = [report for variants in result["reports"].values() for report in variants.values()]
+    commits = [report["commit"] for report in reports if "commit" in report]
     for root, variants in result["reports"].items():
         for name in [*variants["fp32"]["classes"], f"mean of {root}"]:
             for variant, report in variants.items():
                 figures = report["classes"].get(name, report)
                 found = {**figures, **figures["agreement"]}
                 rows.append([name, variant, *("-" if found[key] is None else f"{found[key]:.3f}" for key in KEYS)])
-    return "\n".join([*lines, "", markdown(header, rows), "", footer(result["machine"])])
+    return "\n".join([*lines, "", markdown(header, rows), "", footer(result["machine"], commits)])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from machine import commit
+
+from engines.files import write_json
 from uad import cli
 
 
@@ -20,6 +23,7 @@ def tested(model: Path, report: Path, reference: Path, data: str, runtime: "str 
         flags = ["--reference", str(reference), "--batch", "8", "--json", str(report)]
         flags += ["--runtime", runtime] if runtime else []
         command(["test", str(model), "--data.root", data, *flags])
+        write_json(report, {**json.loads(report.read_text()), "commit": commit()})
     content = json.loads(report.read_text())
     del content["model"]
     return dict(content)

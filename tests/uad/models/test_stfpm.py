@@ -37,7 +37,7 @@ def test_a_pyramid_has_levels_at_a_quarter_an_eighth_and_a_sixteenth(backbone: s
 
 
 def test_weights_come_from_a_file_of_any_float_type(tmp_path: Path) -> None:
-    source = BACKBONES["mobilenet_v2"].build(weights=None)
+    source = BACKBONES["mobilenet_v2"].build()
     torch.save({name: value.half() for name, value in source.state_dict().items()}, tmp_path / "half.pth")
     pyramid = FeaturePyramid("mobilenet_v2", str(tmp_path / "half.pth"))
     loaded = pyramid.state_dict()["body.features.0.0.weight"]
@@ -46,8 +46,8 @@ def test_weights_come_from_a_file_of_any_float_type(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    torch.save(BACKBONES["resnet18"].build(weights=None).state_dict(), tmp_path / "resnet.pth")
-    with pytest.raises(UserError, match="does not hold torchvision weights of mobilenet_v2"):
+    torch.save(BACKBONES["resnet18"].build().state_dict(), tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match="does not hold the published weights of mobilenet_v2"):
         FeaturePyramid("mobilenet_v2", str(tmp_path / "resnet.pth"))
     with pytest.raises(CheckpointError, match="no such file"):
         FeaturePyramid("mobilenet_v2", str(tmp_path / "absent.pth"))

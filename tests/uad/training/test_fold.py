@@ -34,10 +34,15 @@ def randomize(module: Any) -> Any:
     return module.eval()
 
 
-@pytest.fixture(scope="module", params=["resnet18", "mobilenet_v2"])
-def network(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(scope="module", params=["resnet18", "mobilenet_v2", "efficientnet_lite0"])
+def backbone(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def network(backbone: str) -> Any:
     torch.manual_seed(0)
-    model = STFPM(request.param, "none")
+    model = STFPM(backbone, "none")
     randomize(model.network)
     good = GoodImages(IMAGES, torch.zeros(len(IMAGES), dtype=torch.long), ["nut"])
     model.fit_readout(good, good)
@@ -198,8 +203,8 @@ def test_part_that_cannot_be_traced_is_an_export_error() -> None:
         fold(Whole(Branching()))
 
 
-def test_folded_state_is_loaded_by_a_network_that_is_folded_anew(network: Any, folded: Any) -> None:
-    other = fold(StudentTeacher("resnet18" if "layer1" in str(network) else "mobilenet_v2", "none"))
+def test_folded_state_is_loaded_by_a_network_that_is_folded_anew(backbone: str, folded: Any) -> None:
+    other = fold(StudentTeacher(backbone, "none"))
     other.load_state_dict(folded.state_dict())
     with torch.no_grad():
         assert_close(other(IMAGES)[1], folded(IMAGES)[1])

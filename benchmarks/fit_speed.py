@@ -42,24 +42,24 @@ def main() -> None:
             root, work = options.data.resolve(), options.work.resolve() / f"{precision}-{PROGRAMS.index(program)}"
             work.mkdir(parents=True, exist_ok=True)
             if program == "anomalib":
-                seconds = of_anomalib(options.anomalib, precision, root / options.name, work)
+                found = of_anomalib(options.anomalib, precision, root / options.name, work)
             else:
-                seconds = of_uad(program, precision, root, options.name, work)
-            rows.append({"program": program, "precision": precision, "seconds": seconds})
+                found = of_uad(program, precision, root, options.name, work)
+            rows.append({"program": program, "precision": precision, **found})
             print(rows[-1], flush=True)
             write_json(options.out / "fit_speed.json", result)
             write_text(options.out / "fit_speed.md", page(result))
 
 
-def of_anomalib(python: str, precision: str, images: Path, work: Path) -> float:
-    """The seconds of a step."""
+def of_anomalib(python: str, precision: str, images: Path, work: Path) -> "dict[str, object]":
+    """The seconds of a step, and the version."""
     worker, figures = Path(__file__).resolve().with_name("anomalib_steps.py"), work / "figures.json"
     settings = [str(images), precision, str(BATCH), str(STEPS), str(figures)]
     subprocess.run([python, str(worker), *settings], check=True, cwd=work)
-    return float(json.loads(figures.read_text())["seconds"])
+    return dict(json.loads(figures.read_text()))
 
 
-def of_uad(program: str, precision: str, root: Path, name: str, work: Path) -> float:
+def of_uad(program: str, precision: str, root: Path, name: str, work: Path) -> "dict[str, object]":
     """The seconds of a step, as `uad fit --profile` says them."""
     epochs = 2 if program.endswith("kept") else 1
     settings = {
@@ -79,14 +79,19 @@ def of_uad(program: str, precision: str, root: Path, name: str, work: Path) -> f
     found = re.search(r"a step takes (\S+) s", ran.stdout)
     if ran.returncode or found is None:
         sys.exit(ran.stdout + ran.stderr)
-    return float(found.group(1))
+    return {"seconds": float(found.group(1)), "version": ""}
 
 
 def page(result: "dict[str, object]") -> str:
     rows: list[dict[str, float]] = result["rows"]  # type: ignore[assignment]
     mark = {row["precision"]: row["seconds"] for row in rows if row["program"] == PROGRAMS[0]}
     table = [
-        [str(row["program"]), str(row["precision"]), f"{row['seconds']:.2f}", f"{BATCH / row['seconds']:.1f}"]
+        [
+            f"{row['program']} {row['version']}".strip(),
+            str(row["precision"]),
+            f"{row['seconds']:.2f}",
+            f"{BATCH / row['seconds']:.1f}",
+        ]
         + [f"{mark[row['precision']] / row['seconds']:.2f}"]
         for row in rows
     ]

@@ -48,6 +48,7 @@ class Training:
     noise: float = 0.0  # standard deviation of Gaussian noise on the student's normalised pixels
     dropout: float = 0.0  # part of the student's normalised pixels that are zero, all three colours of a pixel
     brightness: float = 0.0  # an image is up to this part darker or brighter, for teacher and student
+    drawn: bool = False  # the student's images have a plain drawn defect, those of the teacher have none
     hardest: float = 0.0  # the mean error of this part of an image's positions, the worst, is added to that of all
     finest: float = 1.0  # weight of the finest level in the loss
     size: int = 256  # side of the images, pixels
@@ -65,6 +66,7 @@ TRAININGS = {
     "batch 8, finest level counts a quarter": Training(finest=0.25),
     "batch 8, 320 pixels": Training(size=320),
     "batch 8, learning rate 0.0015": Training(lr=1.5e-3),
+    "batch 8, the student restores drawn defects": Training(drawn=True),
 }
 # Share of the region in its statistics, smoothing of the map, part of the pixels that make a score.
 READOUTS = {
@@ -147,7 +149,8 @@ class Good:
         model.train()
         for index in order.reshape(steps, training.batch):
             image = _as_bright(self.training.image[index], training.brightness)
-            learned = student(_disturbed(model.network.normalize(image), training))
+            given = torch.from_numpy(with_defects(image.numpy(), seed=index[0])) if training.drawn else image
+            learned = student(_disturbed(model.network.normalize(given), training))
             errors = [(s - t).square().mean(dim=1) for s, t in zip(learned, model.targets(image), strict=True)]
             losses = torch.stack([_mean(each, training.hardest) for each in errors])
             loss = losses.sum() - (1 - training.finest) * losses[0]
@@ -220,8 +223,8 @@ def aurocs(
     """Of plain and of faint defects, mean over the classes, and the latter class by class."""
     export.readout.REGIONAL_SHARE, uad.models.readout.SMOOTHING, uad.models.readout.TOP_FRACTION = share, smoothing, top
     fitted, (good, plain, faint) = seen["fitted"], (seen[name] for name in ("good", "plain", "faint"))
-    strides = list(backbone_of(BACKBONE).strides)
-    readout = RegionalReadOut(strides, fitted["pooled"].shape[1])
+    source = backbone_of(BACKBONE)
+    readout = RegionalReadOut(source.strides, fitted["pooled"].shape[1], source.offsets)
     readout.fit([Seen(**fitted)], len(classes))
     found: dict[str, list[float]] = {}
     for name, bad in (("plain", plain), ("faint", faint)):

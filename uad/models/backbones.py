@@ -27,6 +27,9 @@ class Backbone:
     layers: Tuple[str, ...]
     channels: Tuple[int, ...]  # of each level
     strides: Tuple[int, ...] = (4, 8, 16)  # image pixels for each pixel of a level, the finest first
+    # How far down and right of a place the cells lie that see it, image pixels: (stride - 1) / 2 by construction, more
+    # where the weights were trained; measured by benchmarks/offsets.py.
+    offsets: Tuple[float, ...] = (1.5, 3.5, 7.5)
     mean: Tuple[float, float, float] = IMAGENET_MEAN  # of each colour, for pixels in [0, 1]
     std: Tuple[float, float, float] = IMAGENET_STD
     renamed: Callable[[Dict[str, Tensor]], Dict[str, Tensor]] = dict  # published weights, by the names of `build`
@@ -62,6 +65,7 @@ def _efficientnet_lite(size: int) -> Backbone:
         functools.partial(efficientnet_lite.imagenet, size),
         efficientnet_lite.levels(size),
         (counts[1], counts[2], counts[4]),
+        offsets=(2.0, 7.0, 13.0),
         mean=efficientnet_lite.MEAN,
         std=efficientnet_lite.STD,
         renamed=efficientnet_lite.renamed,
@@ -87,6 +91,7 @@ BACKBONES: Dict[str, Backbone] = {
         _from_hub(torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1),
         ("features.3", "features.6", "features.13"),
         (24, 32, 96),
+        offsets=(2.0, 5.0, 13.0),
     ),
     **{f"efficientnet_lite{size}": _efficientnet_lite(size) for size in range(3)},
 }

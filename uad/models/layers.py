@@ -73,6 +73,17 @@ def gaussian(sigma: float) -> Tensor:
     return (kernel / kernel.sum()).view(1, 1, 2 * radius + 1, 2 * radius + 1)
 
 
+def back_by(offset: float) -> Tensor:
+    """(1, 1, k, k) kernel that moves a map up and left, by so many pixels, at least 0; bilinear."""
+    whole = int(offset)
+    reach = math.ceil(offset)
+    line = torch.zeros(2 * reach + 1)
+    line[reach + whole] = 1.0 - (offset - whole)
+    if offset > whole:
+        line[reach + whole + 1] = offset - whole
+    return torch.outer(line, line).view(1, 1, len(line), len(line))
+
+
 def enlarge(maps: Tensor, scale: float) -> Tensor:
     """(N, C, h, w) -> (N, C, scale h, scale w), bilinear; the scale becomes a constant of an exported graph."""
     if scale == 1:

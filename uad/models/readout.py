@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export import readout
-from uad.models.layers import enlarge, gaussian, pixel_count
+from uad.models.layers import back_by, enlarge, gaussian, pixel_count
 
 SMOOTHING = 1.0  # standard deviation of the Gaussian on the joined map, in map pixels
 TOP_FRACTION = 0.003  # of the joined map's pixels, whose mean is the score
@@ -69,7 +69,7 @@ class RegionalReadOut(nn.Module):
 
         centroids    (classes, C)       of pooled features, in units of `spread`
         spread       (C,)               standard deviation of the pooled features
-        levels       each of the L maps has a `Level`, with the mean and the deviation of its distance
+        levels       each of the L maps has a `Level`, with the mean and the deviation of its distance, and its offset
         border       (1, 1, H, W)       what makes up for the zeros that smoothing sees outside the finest map
 
     Before `fit`, distances count as they are. `export.readout` fits the statistics, and finds them in an exported graph
@@ -78,6 +78,7 @@ class RegionalReadOut(nn.Module):
     Args:
         strides: image pixels for each pixel of each map, the finest first.
         channels: C.
+        offsets: how far down and right of a place the pixels of each map lie that see it, image pixels.
     """
 
     centroids: Tensor
@@ -85,10 +86,13 @@ class RegionalReadOut(nn.Module):
     border: Tensor
     blur: Tensor
 
-    def __init__(self, strides: Sequence[int], channels: int) -> None:
+    def __init__(self, strides: Sequence[int], channels: int, offsets: Sequence[float]) -> None:
         super().__init__()
         assert list(strides) == sorted(strides)
-        self.levels = nn.ModuleList(Level(strides[-1] / stride, stride / strides[0]) for stride in strides)
+        self.levels = nn.ModuleList(
+            Level(strides[-1] / stride, stride / strides[0], offset / strides[0])
+            for stride, offset in zip(strides, offsets)
+        )
         self.register_buffer("centroids", torch.zeros(1, channels))
         self.register_buffer("spread", torch.ones(channels))
         self.register_buffer("border", torch.ones(1, 1, 1, 1))
@@ -137,26 +141,31 @@ class Level(nn.Module):
     """One map of a regional read-out: how far it is above its mean on good images, in deviations, squared.
 
         mean, std    (classes, 1, h, w) of the distance on good images, on the coarsest grid
+        move         (1, 1, k, k) what brings the finest map back by the offset; what it takes from beyond the edge is 0
 
     Args:
         scale: from the grid of the statistics to that of the map.
         enlargement: from there to the finest map.
+        offset: how far down and right its pixels lie of what they see, pixels of the finest map.
     """
 
     mean: Tensor
     std: Tensor
+    move: Tensor
 
-    def __init__(self, scale: float, enlargement: float) -> None:
+    def __init__(self, scale: float, enlargement: float, offset: float) -> None:
         super().__init__()
         self.scale = scale
         self.enlargement = enlargement
         self.register_buffer("mean", torch.zeros(1, 1, 1, 1))
         self.register_buffer("std", torch.ones(1, 1, 1, 1))
+        self.register_buffer("move", back_by(offset))
 
     def forward(self, values: Tensor, nearest: Tensor) -> Tensor:
         """(N, 1, h, w) on its own grid, and the class of each image (N,) -> (N, 1, H, W) on the finest."""
         mean, std = (enlarge(statistic[nearest], self.scale) for statistic in (self.mean, self.std))
-        return enlarge((values - mean) / std, self.enlargement).clamp_min(0.0).square()
+        excess = enlarge((values - mean) / std, self.enlargement)
+        return F.conv2d(excess, self.move, padding=self.move.shape[-1] // 2).clamp_min(0.0).square()
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
         _take_shapes(self, state_dict, prefix)

@@ -9,7 +9,7 @@ Differs from it so that one model can serve many classes in a few epochs:
   image is still the paper's, between features of unit length.
 - The paper multiplies the maps of the three levels, and takes the greatest pixel (`--model.readout paper`). Here each
   map is first brought to the scale that it has on good images: see `uad.models.readout.RegionalReadOut`. The class is
-  told from the teacher's pooled deepest features: nobody names it.
+  told from the teacher's pooled deepest features: nobody names it. Levels are moved so that they meet in one place.
 - AdamW and one cycle of the learning rate (Smith and Topin, 2018) instead of SGD for 100 epochs.
 """
 
@@ -75,7 +75,7 @@ class StudentTeacher(nn.Module):
         self.normalize = Normalize(source.mean, source.std)
         self.teacher = FeaturePyramid(backbone, weights).requires_grad_(False).eval()
         self.student = FeaturePyramid(backbone, "none")
-        regional = RegionalReadOut(source.strides, source.channels[-1])
+        regional = RegionalReadOut(source.strides, source.channels[-1], source.offsets)
         self.head = Head(source.channels, regional if readout == "regional" else ProductReadOut(source.strides))
 
     def features(self, image: Tensor) -> Tuple[List[Tensor], List[Tensor]]:

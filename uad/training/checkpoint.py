@@ -1,6 +1,6 @@
 """The trained model on disk: `model.ckpt` holds tensors and plain values only.
 
-    {"program": "uad", "format": 3, "model": "stfpm", "config": {...}, "state_dict": {...}, "info": {...}}
+    {"program": "uad", "format": 4, "model": "stfpm", "config": {...}, "state_dict": {...}, "info": {...}}
 
 `config` are the arguments of the model's constructor, `info` what `engines.ModelInfo` will say in the exported file.
 After quantization-aware training the state dict is that of the folded network (see `uad.training.fold`). Beside it
@@ -8,7 +8,7 @@ stands
 
     "quantization": {"bits": 8, "amax": {tensor name in the exported file: range}}
 
-Format 3 keeps the read-out's statistics level by level.
+Format 4 keeps the read-out's statistics level by level, and by how much each level is moved.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from uad.models.backbones import load_safely
 from uad.training.fold import fold
 
 PROGRAM = "uad"
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclasses.dataclass(frozen=True)

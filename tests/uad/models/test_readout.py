@@ -9,6 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import torch.nn.functional as F  # noqa: E402
+
+from uad.models.layers import back_by  # noqa: E402
 from uad.models.readout import ProductReadOut, RegionalReadOut, Seen  # noqa: E402
 
 SIDE = 64  # of the image
@@ -27,7 +30,7 @@ def seen(strides: tuple[int, ...], count: int = 12, seed: int = 0) -> Seen:
 @pytest.mark.parametrize("strides", [(8,), (4, 16), (4, 8, 16), (2, 4, 8, 32), (8, 8)])
 def test_maps_of_any_number_and_scale_are_read(strides: tuple[int, ...]) -> None:
     good = seen(strides)
-    readout = RegionalReadOut(strides, 2)
+    readout = RegionalReadOut(strides, 2, [0.0] * len(strides))
     readout.fit([good, seen(strides, seed=1)], CLASSES)
     score, anomaly_map = readout(good.maps, good.pooled)
     assert anomaly_map.shape == (12, SIDE // strides[0], SIDE // strides[0]) and score.shape == (12,)
@@ -37,23 +40,37 @@ def test_maps_of_any_number_and_scale_are_read(strides: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_a_defect_at_any_level_stands_out_where_it_is(level: int) -> None:
-    strides = (4, 8, 16)
+@pytest.mark.parametrize("offset", [0.0, 8.0, 14.0])
+def test_a_defect_at_any_level_stands_out_where_it_is(level: int, offset: float) -> None:
+    """A level that sees it too far down and right, by so many pixels of the image, is moved back."""
+    strides, offsets = (4, 8, 16), [0.0, 0.0, 0.0]
+    offsets[level] = offset
     good = seen(strides)
-    readout = RegionalReadOut(strides, 2)
+    readout = RegionalReadOut(strides, 2, offsets)
     readout.fit([good], CLASSES)
     bad = [values.clone() for values in good.maps]
     side = SIDE // strides[level]
-    bad[level][0, 0, side // 4, side // 2] *= 5
+    bad[level][0, 0, side // 2, 3 * side // 4] *= 5
     score, anomaly_map = readout(bad, good.pooled)
     assert score[0] > 3 * score[2:].max()
     row, column = np.unravel_index(int(anomaly_map[0].argmax()), anomaly_map[0].shape)
-    assert abs(row / 16 - (side // 4 + 0.5) / side) < 0.1 and abs(column / 16 - (side // 2 + 0.5) / side) < 0.1
+    expected = [(place + 0.5) * strides[level] - offset for place in (side // 2, 3 * side // 4)]
+    assert [(row + 0.5) * 4, (column + 0.5) * 4] == pytest.approx(expected, abs=6.0)
+
+
+def test_a_map_moves_back_by_parts_of_a_pixel() -> None:
+    maps = torch.zeros(1, 1, 5, 5)
+    maps[0, 0, 3, 4] = 1.0
+    kernel = back_by(1.25)
+    moved = F.conv2d(maps, kernel, padding=kernel.shape[-1] // 2)[0, 0]
+    expected = torch.zeros(5, 5)
+    expected[1:3, 2:4] = torch.outer(torch.tensor([0.25, 0.75]), torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(moved, expected)
 
 
 def test_fitted_buffers_are_loaded_whatever_the_classes_and_the_size() -> None:
     good = seen((4, 8))
-    readout, other = RegionalReadOut((4, 8), 2), RegionalReadOut((4, 8), 2)
+    readout, other = RegionalReadOut((4, 8), 2, (0.0, 0.0)), RegionalReadOut((4, 8), 2, (0.0, 0.0))
     readout.fit([good], CLASSES)
     other.load_state_dict(readout.state_dict())
     for one, same in zip(readout(good.maps, good.pooled), other(good.maps, good.pooled)):
@@ -78,7 +95,7 @@ def test_what_rounding_put_below_0_makes_no_product_negative(place: int) -> None
 
 def test_a_distance_below_the_mean_of_good_images_is_no_anomaly() -> None:
     good = seen((4, 8))
-    readout = RegionalReadOut((4, 8), 2)
+    readout = RegionalReadOut((4, 8), 2, (0.0, 0.0))
     readout.fit([good], CLASSES)
     score, anomaly_map = readout([0.0 * values for values in good.maps], good.pooled)
     assert anomaly_map.max() == 0 and score.max() == 0

@@ -49,6 +49,10 @@ def network() -> Any:
         before, last = name.replace("head.readout.", "head."), name.rpartition(".")[2]
         if name.startswith("normalize") or name.endswith(("blur", "num_batches_tracked")):
             continue
+        if last == "move":  # no level was moved
+            state[name] = torch.zeros_like(value)
+            state[name][0, 0, value.shape[2] // 2, value.shape[3] // 2] = 1.0
+            continue
         if ".levels." in name:  # the statistics of all the levels were one tensor
             level = int(name.split(".")[3])
             made = numbers(f"head.{last}", SHAPES[last])[:, level : level + 1]

@@ -37,7 +37,7 @@ def main() -> None:
     for run in options.runs:
         result["runs"].append(judged(run))
         result["runs"].sort(key=lambda each: (each["root"], each["steps"]))
-        print(result["runs"][-1], flush=True)
+        print(run, "judged", flush=True)
         write_json(options.out / "steps.json", result)
         write_text(options.out / "steps.md", page(result))
         draw(result, options.picture)

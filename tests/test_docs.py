@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ def test_the_readme_holds_the_committed_results(monkeypatch: pytest.MonkeyPatch)
     from readme import filled
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- agreement.md -->" in text
+    assert "<!-- summary -->" in text
     assert filled(text) == text, "run python benchmarks/readme.py"
     sys.modules.pop("readme")
 
@@ -71,3 +73,37 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(line, found)
     assert Path("RESULTS/predictions.csv").is_file() and Path("RUN/model.ckpt").is_file()
     assert found["prediction"].score.shape == (1,)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_the_commands_of_a_page_run_one_after_the_other(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user would type them in a folder with IMAGES and PHOTOS; but small, random weights, no TensorRT."""
+    pytest.importorskip("lightning", reason="training is not installed")
+    from image_folders import make_class, noise, save
+
+    from uad import cli
+
+    blocks = (ROOT / page).read_text(encoding="utf-8").split("```\n")[1::2]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("uad ")]
+    commands = [shlex.split(line)[1:] for line in lines if ".plan" not in line]
+    assert {command[0] for command in commands} >= {"fit", "export", "test", "predict"}
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    make_class(Path("IMAGES"), "gear", train=24)
+    make_class(Path("IMAGES"), "board", train=24)
+    save(noise(0), Path("PHOTOS/a.png"))
+    for command in commands:
+        small = ["--trainer.max_epochs", "1", "--trainer.precision", "32-true", "--data.image_size", "64"]
+        if "--ckpt" not in command:
+            small += ["--model.weights", "none"]
+        assert cli.main([*command, *(small if command[0] == "fit" else [])]) == 0, command
+    assert Path("RESULTS/predictions.csv").is_file()
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    links = [(page, target) for page in pages for target in re.findall(r"\]\(([^)#:\s]+)[)#]", page.read_text("utf-8"))]
+    assert len(links) > 20
+    assert [f"{page.name}: {target}" for page, target in links if not (page.parent / target).exists()] == []

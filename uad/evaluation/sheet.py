@@ -6,7 +6,7 @@ from typing import Sequence
 from engines.files import replacing
 from uad.evaluation.decisions import Decision
 
-SIDE = 160  # of a photograph in the sheet, pixels
+SIDE = 144  # of a photograph in the sheet, pixels
 CAPTION, GAP, FRAME = 22, 8, 3  # pixels
 COLOURS = {"defect": (200, 30, 30), "good": (40, 140, 60)}
 
@@ -24,7 +24,7 @@ def contact_sheet(decisions: Sequence[Decision], path: Path, columns: int = 2) -
     width, height = 2 * SIDE + 2 * FRAME, SIDE + 2 * FRAME + CAPTION
     rows = -(-len(decisions) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for index, decision in enumerate(decisions):
         row, column = divmod(index, columns)
         x, y = GAP + column * (width + GAP), GAP + row * (height + GAP)

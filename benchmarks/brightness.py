@@ -46,10 +46,10 @@ def of_root(root: Path, model: Path) -> "dict[str, dict[str, Any]]":
     training, held_out, found = data.some_for_training(10**9, ""), data.held_out_good(""), {}
     with open_engine(model, batch=8) as engine:
         for label, name in enumerate(held_out.classes):
-            known = _brightness(training.image[training.label == label].numpy())
+            known = training.image[training.label == label].numpy().mean(axis=(1, 2, 3))
             samples = test_samples(root, [name])
             images, is_defect = load_images(samples, data.size), np.array([sample.is_defect for sample in samples])
-            test = _brightness(images)
+            test = images.mean(axis=(1, 2, 3))
             good = held_out.image[held_out.label == label].numpy()
             factor = test[~is_defect].mean() / known.mean()
             changed = np.clip(good * factor, 0, 255).astype(np.uint8)
@@ -66,11 +66,6 @@ def of_root(root: Path, model: Path) -> "dict[str, dict[str, Any]]":
             }
             print(name, found[name], flush=True)
     return found
-
-
-def _brightness(images: np.ndarray) -> np.ndarray:
-    """(N,) mean over the pixels and colours of (N, H, W, 3), grey levels."""
-    return np.array([image.mean() for image in images])
 
 
 def page(result: "dict[str, Any]") -> str:

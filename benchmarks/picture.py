@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from uad.data.synthetic import GOOD
+from uad.commands.demo import first_of_each
 from uad.evaluation.decisions import Decision
 from uad.evaluation.sheet import contact_sheet
 
@@ -21,10 +21,8 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, required=True, help="folder that uad demo wrote")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    found: dict[tuple[str, bool], Decision] = {}
-    for entry in json.loads((options.demo / "predictions" / "predictions.json").read_text(encoding="utf-8")):
-        decision = Decision(class_name=entry.pop("class"), **entry)
-        found.setdefault((decision.class_name, Path(decision.image).parent.name == GOOD), decision)
+    entries = json.loads((options.demo / "predictions" / "predictions.json").read_text(encoding="utf-8"))
+    found = first_of_each([Decision(class_name=entry.pop("class"), **entry) for entry in entries])
     contact_sheet([found[each] for each in SHOWN], options.out, columns=len(SHOWN))
 
 

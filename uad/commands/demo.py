@@ -69,16 +69,17 @@ def demo(options: DemoOptions) -> str:
     )
     print(f"\n$ uad predict {model} {' '.join(map(str, tests))} --out {predictions}", flush=True)
     sheet = out / "sheet.png"
-    contact_sheet(_good_and_defective(predict.predict(predict.PredictOptions(model, tests, predictions))), sheet)
+    found = first_of_each(predict.predict(predict.PredictOptions(model, tests, predictions)))
+    contact_sheet([found[name, is_good] for name in PRODUCTS for is_good in (True, False)], sheet)
     return "\n".join(["", _table(out), EXPLANATION, f"Look at what it saw: {sheet}"])
 
 
-def _good_and_defective(decisions: "Sequence[Decision]") -> "List[Decision]":
-    """The first good and the first defective photograph of each product, as they come."""
+def first_of_each(decisions: "Sequence[Decision]") -> "Dict[Tuple[str, bool], Decision]":
+    """The first photograph of each product that is good (True), and that is defective, as they come."""
     found: Dict[Tuple[str, bool], Decision] = {}
     for decision in decisions:
         found.setdefault((decision.class_name, Path(decision.image).parent.name == GOOD), decision)
-    return [found[name, is_good] for name in PRODUCTS for is_good in (True, False)]
+    return found
 
 
 def _commands(out: Path, images: Path) -> List[List[str]]:

@@ -64,7 +64,7 @@ def _efficientnet_lite(size: int) -> Backbone:
         functools.partial(efficientnet_lite.EfficientNetLite, size),
         functools.partial(efficientnet_lite.imagenet, size),
         efficientnet_lite.levels(size),
-        (counts[1], counts[2], counts[4]),
+        tuple(counts[stage] for stage in efficientnet_lite.LEVELS),
         offsets=(2.0, 7.0, 13.0),
         mean=efficientnet_lite.MEAN,
         std=efficientnet_lite.STD,

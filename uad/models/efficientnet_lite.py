@@ -33,6 +33,7 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+LEVELS = (1, 2, 4)  # the stages that end at 1/4, 1/8 and 1/16 of the image's side
 WIDTH, DEPTH = (1.0, 1.0, 1.1), (1.0, 1.1, 1.2)  # of each size, as a factor of size 0
 FILES = (
     "efficientnet-lite0-57934424.pth",
@@ -58,9 +59,9 @@ def blocks(size: int) -> List[int]:
 
 
 def levels(size: int) -> Tuple[str, ...]:
-    """The last blocks at 1/4, 1/8 and 1/16 of the image's side."""
+    """The last block of each of `LEVELS`."""
     counts = blocks(size)
-    return tuple(f"blocks.{sum(counts[:stages]) - 1}" for stages in (2, 3, 5))
+    return tuple(f"blocks.{sum(counts[: stage + 1]) - 1}" for stage in LEVELS)
 
 
 class EfficientNetLite(nn.Module):

@@ -1,13 +1,15 @@
-"""How INT8 judges beside FP32, class by class, on eight classes: one unified MobileNetV2 STFPM for each of two roots.
+"""How INT8 judges beside FP32, class by class, on eight classes: one unified STFPM for each of two roots.
 
-    UAD_DATA=... UAD_MVTEC=... UAD_WEIGHTS=... python benchmarks/agreement.py --work DIR --out DIR
+    UAD_DATA=... UAD_MVTEC=... UAD_WEIGHTS=... python benchmarks/agreement.py --work DIR --out FILE.json
 
 UAD_DATA and UAD_MVTEC are folders of classes in the layout of MVTec AD, UAD_WEIGHTS one that holds
-mobilenet_v2-imagenet.pth. What is in --work is not made again, so the script goes on where it was stopped: empty it
-when the code has changed. Everything is run through the command line; nothing here chooses anything. One seed.
+mobilenet_v2-imagenet.pth; other backbones take their ImageNet weights from where `uad fit` finds them. What is in
+--work is not made again, so the script goes on where it was stopped: empty it when the code has changed. Everything is
+run through the command line; nothing here chooses anything. One seed.
 """
 
 import argparse
+import json
 import os
 import platform
 from pathlib import Path
@@ -18,7 +20,7 @@ from machine import footer, machine
 
 from engines.cpu import cpu_flags, saturates
 from engines.files import write_json, write_text
-from uad.tables import markdown
+from uad.tables import benchmark_table, markdown
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ROOTS = {"data": "UAD_DATA", "mvtec": "UAD_MVTEC"}
@@ -38,40 +40,58 @@ def main() -> None:
     """Train, export and test on each root; write JSON and the table made from it after each step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--roots", nargs="+", default=list(ROOTS), choices=list(ROOTS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--precision", default="bf16-mixed", help="of training: 32-true is faster without bf16 units")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     runtime = "onnxruntime" if saturates(platform.machine(), cpu_flags()) else "openvino"
+    settings = {"backbone": options.backbone, "precision": options.precision, "runtime": runtime}
     reports: dict[str, dict[str, Any]] = {}
+    result: dict[str, Any] = {"machine": machine(), **settings, "reports": reports}
     for root in options.roots:
         for variant in options.variants:
             reports.setdefault(root, {})[variant] = report(
-                options.work / root, root, variant, options.precision, runtime
+                options.work / root, root, variant, options.backbone, options.precision, runtime
             )
-            result = {"machine": machine(), "precision": options.precision, "runtime": runtime, "reports": reports}
-            write_json(options.out / "agreement.json", result)
-            write_text(options.out / "agreement.md", page(result))
+            _write(result, options.out)
+    files = [str(file_of(options.work / options.roots[0], variant)) for variant in options.variants]
+    bench = options.work / "bench.json"
+    command(["bench", *files, "--runtime", runtime, "--json", str(bench)])
+    names = dict(zip(files, options.variants, strict=True))
+    result["speed"] = [{**each, "model": names[each["model"]]} for each in json.loads(bench.read_text())]
+    _write(result, options.out)
 
 
-def report(work: Path, root: str, variant: str, precision: str, runtime: str) -> "dict[str, Any]":
+def _write(result: "dict[str, Any]", out: Path) -> None:
+    write_json(out, result)
+    write_text(out.with_suffix(".md"), page(result))
+
+
+def file_of(work: Path, variant: str) -> Path:
+    """The exported file of a variant."""
+    return work / f"{variant.replace(' ', '-')}.onnx"
+
+
+def report(work: Path, root: str, variant: str, backbone: str, precision: str, runtime: str) -> "dict[str, Any]":
     """Make a variant and test it beside the FP32 file."""
-    data, stem = os.environ[ROOTS[root]], work / variant.replace(" ", "-")
+    data, file = os.environ[ROOTS[root]], file_of(work, variant)
     float_run = work / "run"
-    weights = str(Path(os.environ["UAD_WEIGHTS"]) / "mobilenet_v2-imagenet.pth")
-    model = ["--model.backbone", "mobilenet_v2", "--model.weights", weights]
+    file_of_weights = Path(os.environ["UAD_WEIGHTS"]) / f"{backbone}-imagenet.pth"
+    weights = str(file_of_weights) if file_of_weights.exists() else "imagenet"
+    model = ["--model.backbone", backbone, "--model.weights", weights]
     trained(float_run, ["stfpm.yaml", data, precision, *model])
     checkpoint = float_run / "model.ckpt"
     if variant == "qat":
-        trained(stem, ["stfpm_qat.yaml", data, precision, "--ckpt", str(checkpoint)])
-        checkpoint = stem / "model.ckpt"
-    file = stem.with_suffix(".onnx")
+        run = file.with_suffix("")
+        trained(run, ["stfpm_qat.yaml", data, precision, "--ckpt", str(checkpoint)])
+        checkpoint = run / "model.ckpt"
     if not file.exists():
         flags = [data if flag == "IMAGES" else flag for flag in VARIANTS[variant]]
-        command(["export", str(checkpoint), *flags, "--out", str(file)])
-    reference = checkpoint if variant == "fp32" else work / "fp32.onnx"
-    return tested(file, stem.with_suffix(".json"), reference, data, runtime)
+        command(["export", str(checkpoint), *flags, "--target", "cpu", "--out", str(file)])
+    reference = checkpoint if variant == "fp32" else file_of(work, "fp32")
+    return tested(file, file.with_suffix(".json"), reference, data, runtime)
 
 
 def trained(run: Path, flags: "list[str]") -> None:
@@ -84,7 +104,8 @@ def trained(run: Path, flags: "list[str]") -> None:
 
 def page(result: "dict[str, Any]") -> str:
     """A row for each class and variant."""
-    lines = ["# How INT8 judges beside FP32, one unified STFPM on MobileNetV2 for each of two roots, one seed", ""]
+    title = f"one unified STFPM on {result.get('backbone', 'mobilenet_v2')} for each root, one seed"
+    lines = [f"# How INT8 judges beside FP32, {title}", ""]
     lines += [f"Spearman: rank correlation of image scores with FP32's. Runtime: {result['runtime']}."]
     lines += ["Flipped: part of the decisions that differ, each model at its own thresholds."]
     header = ["class", "model", "image AUROC", "pixel AUROC", "Spearman", "flipped"]
@@ -97,7 +118,10 @@ def page(result: "dict[str, Any]") -> str:
                 figures = report["classes"].get(name, report)
                 found = {**figures, **figures["agreement"]}
                 rows.append([name, variant, *("-" if found[key] is None else f"{found[key]:.3f}" for key in KEYS)])
-    return "\n".join([*lines, "", markdown(header, rows), "", footer(result["machine"], commits)])
+    lines += ["", markdown(header, rows), ""]
+    if "speed" in result:
+        lines += ["Speed and size, in turns on the same machine:", "", benchmark_table(result["speed"]), ""]
+    return "\n".join([*lines, footer(result["machine"], commits)])
 
 
 if __name__ == "__main__":

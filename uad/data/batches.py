@@ -1,7 +1,7 @@
 """Batches of good images, as every model gets them."""
 
 import dataclasses
-from typing import Iterator, List, NamedTuple, Sequence
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ class Batch(NamedTuple):
     image: Tensor  # (N, H, W, 3) uint8, RGB
     label: Tensor  # (N,) int64, index of each image's class
     targets: Sequence[Tensor] = ()  # what `Model.targets` makes of the images, float16, where that is kept
+    drawn: Optional[Tensor] = None  # the images with a drawn defect on each, where they are trained on
 
 
 @dataclasses.dataclass(frozen=True)

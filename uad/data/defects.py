@@ -62,6 +62,35 @@ def with_faint_defects(images: np.ndarray, seed: int = 0) -> np.ndarray:
     return changed
 
 
+def with_defects_to_restore(images: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Copies of images, each with one defect: as `with_defects` draws it, or an ellipse of one colour on the part.
+
+    The ellipse has half axes of 1/64 to 1/20 of the image's sides, and the colour of a pixel near it: what is there is
+    gone, as a hole or a break in a line is.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        seed: of kind, place, size and colour.
+
+    Returns:
+        The same shape and type.
+    """
+    random = np.random.default_rng(seed)
+    changed = with_defects(images, seed)
+    for place in np.flatnonzero(random.random(len(images)) < 0.5):
+        changed[place] = _with_ellipse(images[place], random)
+    return changed
+
+
+def _with_ellipse(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    sides = np.array(image.shape[:2])
+    centre, half = random.choice(np.argwhere(_is_part(image))), random.uniform(sides / 64, sides / 20)
+    near = np.clip(centre + random.integers(-(sides // 16), sides // 16 + 1), 0, sides - 1)
+    rows, columns = (np.square((np.arange(side) - at) / axis) for side, at, axis in zip(sides, centre, half))
+    inside = rows[:, None] + columns <= 1
+    return np.where(inside[..., None], image[tuple(near)], image)
+
+
 def _faint_size(random: np.random.Generator, sides: Sequence[int]) -> Tuple[int, int]:
     """(height, width) of a patch or of a scar, pixels."""
     least, most = ([1 / 32, 1 / 32], [1 / 8, 1 / 8]) if random.random() < 0.5 else ([1 / 85, 1 / 16], [1 / 32, 1 / 4])

@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from engines.errors import Doubt
 from uad.data.batches import Batch, GoodImages
+from uad.data.defects import with_defects_to_restore
 from uad.data.folder import (
     Sample,
     check_samples,
@@ -30,17 +31,29 @@ from uad.progress import progress
 
 
 class Images(Dataset[Batch]):
-    """Images in memory, by whole batches: nothing is put together image by image."""
+    """Images in memory, by whole batches: nothing is put together image by image.
 
-    def __init__(self, image: Tensor, label: Tensor, targets: Sequence[Tensor]) -> None:
+    Args:
+        image: (N, H, W, 3) uint8.
+        label: (N,) int64.
+        targets: of each level, or none.
+        draw: whether a batch holds its images with drawn defects, too; others each time.
+    """
+
+    def __init__(self, image: Tensor, label: Tensor, targets: Sequence[Tensor], draw: bool) -> None:
         self.all = Batch(image, label, targets)
+        self.draw = draw
 
     def __len__(self) -> int:
         return len(self.all.image)
 
     def __getitem__(self, indices: List[int]) -> Batch:
-        image, label, targets = self.all
-        return Batch(image[indices], label[indices], [level[indices] for level in targets])
+        image, label = self.all.image[indices], self.all.label[indices]
+        drawn = None
+        if self.draw:
+            seed = int(torch.randint(2**31, ()))
+            drawn = torch.from_numpy(with_defects_to_restore(image.numpy(), seed))
+        return Batch(image, label, [level[indices] for level in self.all.targets], drawn)
 
 
 class AnomalyData(LightningDataModule):
@@ -163,14 +176,14 @@ class AnomalyData(LightningDataModule):
         """Shuffled training images; an incomplete last batch is dropped where there is a complete one."""
         count = len(self.training_samples)
         targets = [level[:count] for level in self.targets]
-        dataset = Images(self.training_images, self._labels(self.training_samples), targets)
+        dataset = Images(self.training_images, self._labels(self.training_samples), targets, draw=True)
         whole_batches = BatchSampler(RandomSampler(dataset), self.batch_size, drop_last=count > self.batch_size)
         return DataLoader(dataset, batch_size=None, sampler=whole_batches)
 
     def val_dataloader(self) -> "DataLoader[Batch]":
         """The held-out good images."""
         targets = [level[len(self.training_samples) :] for level in self.targets]
-        dataset = Images(self.held_out_images, self._labels(self.held_out_samples), targets)
+        dataset = Images(self.held_out_images, self._labels(self.held_out_samples), targets, draw=False)
         return DataLoader(
             dataset, batch_size=None, sampler=BatchSampler(SequentialSampler(dataset), self.batch_size, drop_last=False)
         )

@@ -7,6 +7,8 @@ Differs from it so that one model can serve many classes in a few epochs:
 - The student learns the teacher's features themselves, each channel at mean 0 and standard deviation 1 over the
   training images (as EfficientAD does, Batzner et al., WACV 2024), by mean squared error. The distance that judges an
   image is still the paper's, between features of unit length.
+- While it trains, the student is shown images with drawn defects, and learns the teacher's features of the images as
+  they are (as DeSTSeg does, Zhang et al., CVPR 2023). A student that trains long on good images alone copies defects.
 - The paper multiplies the maps of the three levels, and takes the greatest pixel (`--model.readout paper`). Here each
   map is first brought to the scale that it has on good images: see `uad.models.readout.RegionalReadOut`. The class is
   told from the teacher's pooled deepest features: nobody names it. Levels are moved so that they meet in one place.
@@ -132,7 +134,8 @@ class STFPM(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Sum over the levels of the mean squared error of the student's features."""
         targets = batch.targets or self.targets(batch.image)
-        student = self.network.student(self.network.normalize(batch.image))
+        given = batch.image if batch.drawn is None else batch.drawn
+        student = self.network.student(self.network.normalize(given))
         return torch.stack([F.mse_loss(s.float(), target.float()) for s, target in zip(student, targets)]).sum()
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uad.data.defects import with_defects, with_faint_defects
+from uad.data.defects import with_defects, with_defects_to_restore, with_faint_defects
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 96), (256, 256)])
@@ -63,3 +63,24 @@ def test_a_faint_defect_is_half_transparent() -> None:
     images = np.stack([np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 200, np.uint8)] * 10)
     bright = with_faint_defects(images)[1::2]
     assert 75 <= bright.min() <= 125  # half of what is under, half of a black patch, and a step of at most 25
+
+
+def test_a_defect_to_restore_is_a_patch_or_an_ellipse_of_a_colour_that_is_near() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 128, 128, 3), np.uint8)
+    before = images.copy()
+    changed, filled = with_defects_to_restore(images), []
+    for image, after, patch in zip(images, changed, with_defects(images)):
+        rows, columns = np.nonzero((image != after).any(axis=2))
+        if (after == patch).all():
+            continue
+        (colour,) = np.unique(after[rows, columns], axis=0)  # one
+        height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
+        assert min(height, width) >= 3 and max(height, width) <= 2 * 128 / 20 + 1
+        filled.append(len(rows) / (height * width))
+        around = image[max(rows.min() - 16, 0) : rows.max() + 17, max(columns.min() - 16, 0) : columns.max() + 17]
+        assert (around == colour).all(axis=2).any()
+    assert 20 <= len(filled) <= 40
+    assert 0.7 < np.mean(filled) < 0.88  # an ellipse fills 0.785 of its box
+    np.testing.assert_array_equal(images, before)
+    np.testing.assert_array_equal(changed, with_defects_to_restore(images))
+    assert (with_defects_to_restore(images, seed=1) != changed).any()

@@ -53,6 +53,16 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         FeaturePyramid("mobilenet_v2", str(tmp_path / "absent.pth"))
 
 
+def test_the_student_sees_the_drawn_images_and_learns_what_the_teacher_makes_of_the_good_ones(images: Any) -> None:
+    model = STFPM("resnet18", "none").eval()
+    drawn = images.clone()
+    drawn[:, 10:30, 20:40] = 255
+    student = model.network.student(model.network.normalize(drawn))
+    wanted = sum((s - t).square().mean() for s, t in zip(student, model.targets(images)))
+    torch.testing.assert_close(model.loss(batch(images)._replace(drawn=drawn)), wanted)
+    assert (model.loss(batch(images)) - wanted).abs() > 1e-4
+
+
 def test_gradients_reach_all_of_the_student_and_none_of_the_teacher(images: Any) -> None:
     model = STFPM("resnet18", "none")
     model.train()

@@ -1,0 +1,45 @@
+"""uad.data.module: what a training step and the held-out images look like."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from uad.data.module import AnomalyData  # noqa: E402
+from uad.data.synthetic import draw_dataset  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root: Path = tmp_path_factory.mktemp("images")
+    draw_dataset(root, n_train=6, n_test_good=0, n_test_defect=0)
+    found = AnomalyData(root, image_size=64, batch_size=4, held_out=0.2)
+    found.setup("fit")
+    found.targets = [torch.arange(len(found.images))[:, None]]
+    return found
+
+
+def test_a_training_batch_has_its_images_with_a_defect_on_each_and_other_ones_in_the_next_epoch(data: Any) -> None:
+    drawn = []
+    for _ in range(2):
+        seen = {}
+        for batch in data.train_dataloader():
+            for image, label, (place,), changed in zip(batch.image, batch.label, batch.targets[0], batch.drawn):
+                assert (image == data.training_images[place]).all()
+                assert data.training_samples[place].class_name == data.class_names[label]
+                share = (image != changed).any(dim=2).float().mean()
+                assert 0 < share < 0.06  # a patch is at most a fifth wide and high
+                seen[int(place)] = changed
+        assert len(seen) == len(data.training_samples) // 4 * 4
+        drawn.append(seen)
+    common = drawn[0].keys() & drawn[1].keys()
+    assert len(common) > 10 and all((drawn[0][place] != drawn[1][place]).any() for place in common)
+
+
+def test_held_out_images_are_as_they_are(data: Any) -> None:
+    batches = list(data.val_dataloader())
+    assert all(batch.drawn is None for batch in batches)
+    assert torch.equal(torch.cat([batch.image for batch in batches]), data.held_out_images)

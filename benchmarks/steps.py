@@ -1,11 +1,12 @@
 """How many steps a training needs: what finished runs of several lengths see, on held-out good images and in a test.
 
     uad fit --config configs/stfpm.yaml --data.root IMAGES --trainer.max_epochs 7 --out RUN7   # and of other lengths
-    python benchmarks/steps.py --runs RUN7 ... RUN27 --out benchmarks/results --picture docs/steps.svg
+    python benchmarks/steps.py --runs RUN7 ... RUN27 --shown "drawn defects" --out benchmarks/results \
+        --picture docs/steps.svg
 
 The criterion is the image AUROC, mean over the classes, of held-out good images against copies of them with faint
 defects (`uad.data.defects.with_faint_defects`). The length is chosen by it. The test's image AUROC, from the run's
-metrics.json, stands beside it and chooses nothing.
+metrics.json, stands beside it and chooses nothing. What the page holds of students that were shown other images stays.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from machine import footer, machine
+from machine import commit, footer, machine
 
 from engines.files import write_json, write_text
 from uad.data.defects import with_faint_defects
@@ -34,13 +35,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--shown", default="drawn defects", help="what the students of these runs were shown")
     options = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "runs": []}
+    file = options.out / "steps.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+    kept = [run for run in before if run["shown"] != options.shown]
+    result: dict[str, Any] = {"machine": machine(), "runs": kept}
     for run in options.runs:
-        result["runs"].append(judged(run))
-        result["runs"].sort(key=lambda each: (each["root"], each["steps"]))
+        result["runs"].append({"shown": options.shown, **judged(run), "commit": commit()})
+        result["runs"].sort(key=lambda each: (each["root"], each["shown"], each["steps"]))
         print(run, "judged", flush=True)
-        write_json(options.out / "steps.json", result)
+        write_json(file, result)
         write_text(options.out / "steps.md", page(result))
         draw(result, options.picture)
 
@@ -74,14 +79,16 @@ def page(result: "dict[str, Any]") -> str:
     parts = ["## Image AUROC of runs of several lengths: held-out good images with faint drawn defects, and the test\n"]
     for root in dict.fromkeys(run["root"] for run in result["runs"]):
         runs = [run for run in result["runs"] if run["root"] == root]
-        header = ["steps", "epochs", "images seen", "held-out", *(f"test, {name}" for name in runs[0]["test"]), "test"]
+        header = ["the student is shown", "steps", "epochs", "images seen", "held-out"]
+        header += [*(f"test, {name}" for name in runs[0]["test"]), "test"]
         rows = []
         for run in runs:
             test = [*run["test"].values(), _mean(run["test"])]
             lengths = (run["steps"], run["epochs"], run["steps"] * run["batch"])
-            rows.append([*(f"{each:,}" for each in lengths), *(f"{v:.3f}" for v in (_mean(run["criterion"]), *test))])
+            figures = (f"{value:.3f}" for value in (_mean(run["criterion"]), *test))
+            rows.append([run["shown"], *(f"{each:,}" for each in lengths), *figures])
         parts.append(f"{root}:\n\n{markdown(header, rows)}\n")
-    return "\n".join([*parts, footer(result["machine"])])
+    return "\n".join([*parts, footer(result["machine"], (run["commit"] for run in result["runs"]))])
 
 
 def draw(result: "dict[str, Any]", path: Path) -> None:
@@ -92,11 +99,11 @@ def draw(result: "dict[str, Any]", path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "uad"  # the same picture, the same file
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    for colour, root in enumerate(dict.fromkeys(run["root"] for run in result["runs"])):
-        runs = [run for run in result["runs"] if run["root"] == root]
-        for key, line, told in (("criterion", "-o", "held-out good images, drawn defects"), ("test", "--s", "test")):
+    for colour, (root, shown) in enumerate(dict.fromkeys((run["root"], run["shown"]) for run in result["runs"])):
+        runs = [run for run in result["runs"] if (run["root"], run["shown"]) == (root, shown)]
+        for key, line, told in (("criterion", "-o", "held-out"), ("test", "--s", "test")):
             means = [_mean(run[key]) for run in runs]
-            axes.plot([run["steps"] for run in runs], means, line, color=f"C{colour}", label=f"{root}: {told}")
+            axes.plot([run["steps"] for run in runs], means, line, color=f"C{colour}", label=f"{root}, {shown}: {told}")
     axes.set(xscale="log", xlabel="optimizer steps", ylabel="image AUROC, mean over classes")
     axes.set_xticks(TICKS, [f"{tick:,}" for tick in TICKS])
     axes.minorticks_off()

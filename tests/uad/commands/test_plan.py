@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -182,3 +183,20 @@ def test_without_tensorrt_export_says_so_before_it_calibrates(
 ) -> None:
     command = ["export", model, "--precision", "int8", "--calibration-data", root, "--out", tmp_path / "x.plan"]
     assert "TensorRT does not load" in error_of(*command)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tensorrt.md"])
+def test_the_commands_of_a_page_that_make_and_use_plans_run_one_after_the_other(
+    page: str, uad: Run, model: Path, root: Path, tmp_path: Path
+) -> None:
+    lines = (TESTS.parent / page).read_text(encoding="utf-8").splitlines()
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("uad ") and ".plan" in line]
+    assert {command[0] for command in commands} >= {"export", "bench"}
+    (tmp_path / "IMAGES").symlink_to(root)
+    (tmp_path / "PHOTOS").symlink_to(root / "bolt" / "test")
+    model.rename(tmp_path / "model.onnx")
+    calibrate = ["--precision", "int8", "--calibration-data", "IMAGES"]
+    for command in (["export", "model.onnx", *calibrate, "--out", "model.int8.onnx"], *commands):
+        done = uad(*command)
+        assert done.returncode == 0, (command, done.stderr)
+    assert (tmp_path / "engine.plan").is_file()

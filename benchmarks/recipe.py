@@ -31,8 +31,9 @@ from uad.data.module import AnomalyData
 from uad.evaluation.metrics import image_auroc
 from uad.models.backbones import backbone_of
 from uad.models.base import cycle_of
+from uad.models.head import pooled
 from uad.models.readout import RegionalReadOut, Seen
-from uad.models.stfpm import STFPM, pooled
+from uad.models.stfpm import STFPM
 from uad.tables import markdown
 
 BACKBONE = "mobilenet_v2"

@@ -35,6 +35,7 @@ LAYERS = {
     "Relu": "ACTIVATION",
     "Clip": "ACTIVATION",
     "Sqrt": "UNARY",
+    "Concat": "CONCATENATION",
     "Transpose": "SHUFFLE",
     "Resize": "RESIZE",
     "Add": "ELEMENTWISE",

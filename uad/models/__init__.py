@@ -8,7 +8,11 @@ from engines.errors import UserError
 if TYPE_CHECKING:
     from uad.models.base import Model
 
-MODELS: Dict[str, str] = {"stfpm": "uad.models.stfpm:STFPM"}
+MODELS: Dict[str, str] = {
+    "stfpm": "uad.models.stfpm:STFPM",
+    "dcam": "uad.models.dcam:DCAM",
+    "reverse_distillation": "uad.models.reverse_distillation:ReverseDistillation",
+}
 
 
 def model_class(name: str) -> "Type[Model]":

@@ -87,7 +87,7 @@ class Model(LightningModule, abc.ABC):
             TrainingError: the loss is not a number.
         """
         loss = self._finite(self.loss(batch))
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.label))
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -96,7 +96,7 @@ class Model(LightningModule, abc.ABC):
         Raises:
             TrainingError: the loss is not a number.
         """
-        self.log("val_loss", self._finite(self.loss(batch)), prog_bar=True)
+        self.log("val_loss", self._finite(self.loss(batch)), prog_bar=True, batch_size=len(batch.label))
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         """Let the cycle of the learning rate span all epochs; a resumed run may have more than it began with."""

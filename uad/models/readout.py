@@ -6,7 +6,7 @@ features (N, C) that tell of which class an image is. Its map is on the finest g
 
 import functools
 import operator
-from typing import Any, Dict, Iterable, List, NamedTuple, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Literal, NamedTuple, Protocol, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from uad.models.layers import back_by, enlarge, gaussian, pixel_count
 
 SMOOTHING = 1.0  # standard deviation of the Gaussian on the joined map, in map pixels
 TOP_FRACTION = 0.003  # of the joined map's pixels, whose mean is the score
+ReadOutName = Literal["regional", "paper"]
 
 
 class Seen(NamedTuple):

@@ -15,7 +15,7 @@ Differs from it so that one model can serve many classes in a few epochs:
 - AdamW and one cycle of the learning rate (Smith and Topin, 2018) instead of SGD for 100 epochs.
 """
 
-from typing import Any, List, Literal, Tuple
+from typing import Any, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -24,48 +24,9 @@ from torch import Tensor, nn
 from uad.data.batches import Batch, GoodImages
 from uad.models.backbones import FeaturePyramid, backbone_of
 from uad.models.base import Model, not_negative
-from uad.models.layers import Normalize, Standardize, fit_standardization
-from uad.models.readout import ProductReadOut, ReadOut, RegionalReadOut, Seen
-
-ReadOutName = Literal["regional", "paper"]
-
-
-def distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """Half the squared distance of unit features, eq. 1 of the paper, which is 1 minus their cosine.
-
-    (N, C, h, w) twice -> (N, 1, h, w), computed in float32. The roots are taken before the product, because a product
-    of two squared norms reaches 6e5, and float16 ends at 65504.
-    """
-    t, s = teacher.float(), student.float()
-    t_norm, s_norm = ((each.square().sum(dim=1, keepdim=True) + 1e-12).sqrt() for each in (t, s))
-    return 1.0 - (t * s).sum(dim=1, keepdim=True) / (t_norm * s_norm)
-
-
-class Head(nn.Module):
-    """Feature pyramids of teacher and student -> score (N,), anomaly map (N, H/4, W/4), float32."""
-
-    def __init__(self, channels: Tuple[int, ...], readout: ReadOut) -> None:
-        super().__init__()
-        self.standardize = nn.ModuleList(Standardize(count) for count in channels)
-        self.readout = readout
-
-    def forward(self, teacher: List[Tensor], student: List[Tensor]) -> Tuple[Tensor, Tensor]:
-        """Read off the distances."""
-        score, anomaly_map = self.readout(self.distances(teacher, student), pooled(teacher))
-        return score, anomaly_map
-
-    def targets(self, teacher: List[Tensor]) -> List[Tensor]:
-        """What the student learns: the teacher's features, standardised."""
-        return [standardize(features) for standardize, features in zip(self.standardize, teacher)]
-
-    def distances(self, teacher: List[Tensor], student: List[Tensor]) -> List[Tensor]:
-        """(N, 1, h, w) for each level."""
-        return [distance(t, s) for t, s in zip(self.targets(teacher), student)]
-
-
-def pooled(teacher: List[Tensor]) -> Tensor:
-    """(N, C): the mean of the deepest features over the image, which tells of which class it is."""
-    return teacher[-1].float().mean(dim=(2, 3))
+from uad.models.head import Head
+from uad.models.layers import Normalize
+from uad.models.readout import ReadOutName
 
 
 class StudentTeacher(nn.Module):
@@ -77,8 +38,7 @@ class StudentTeacher(nn.Module):
         self.normalize = Normalize(source.mean, source.std)
         self.teacher = FeaturePyramid(backbone, weights).requires_grad_(False).eval()
         self.student = FeaturePyramid(backbone, "none")
-        regional = RegionalReadOut(source.strides, source.channels[-1], source.offsets)
-        self.head = Head(source.channels, regional if readout == "regional" else ProductReadOut(source.strides))
+        self.head = Head(source, readout)
 
     def features(self, image: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
         """The pyramids of teacher and student."""
@@ -132,10 +92,13 @@ class STFPM(Model):
         self.weight_decay = weight_decay
 
     def loss(self, batch: Batch) -> Tensor:
-        """Sum over the levels of the mean squared error of the student's features."""
-        targets = batch.targets or self.targets(batch.image)
+        """How far the student's features are from the teacher's; the student may be shown drawn defects."""
+        targets = list(batch.targets) or self.targets(batch.image)
         given = batch.image if batch.drawn is None else batch.drawn
-        student = self.network.student(self.network.normalize(given))
+        return self.distillation(targets, self.network.student(self.network.normalize(given)))
+
+    def distillation(self, targets: List[Tensor], student: List[Tensor]) -> Tensor:
+        """Sum over the levels of the mean squared error."""
         return torch.stack([F.mse_loss(s.float(), target.float()) for s, target in zip(student, targets)]).sum()
 
     @torch.no_grad()
@@ -145,8 +108,7 @@ class STFPM(Model):
 
     def early_score(self, image: Tensor) -> Tensor:
         """The sum over the levels of the greatest distance."""
-        distances = self.network.head.distances(*self.network.features(image))
-        return torch.stack([level.flatten(1).amax(dim=1) for level in distances]).sum(dim=0)
+        return self.network.head.greatest_distance(*self.network.features(image))
 
     def configure_optimizers(self) -> Any:
         """Only the student is trained."""
@@ -156,12 +118,10 @@ class STFPM(Model):
     def prepare(self, good: GoodImages) -> None:
         """Fit the scale of what the student is to learn."""
         network = self.network
-        layers = [layer for layer in network.head.standardize if isinstance(layer, Standardize)]
-        fit_standardization(layers, (network.teacher(network.normalize(batch.image)) for batch in good))
+        network.head.fit_targets(network.teacher(network.normalize(batch.image)) for batch in good)
 
     @torch.no_grad()
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
         """Fit the read-out to training images: there are more of them."""
-        pyramids = ((*self.network.features(batch.image), batch.label) for batch in training)
-        seen = (Seen(self.network.head.distances(t, s), pooled(t), label) for t, s, label in pyramids)
-        self.network.head.readout.fit(seen, len(training.classes))
+        seen = ((*self.network.features(batch.image), batch.label) for batch in training)
+        self.network.head.fit_readout(seen, len(training.classes))

@@ -40,7 +40,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 # INT8, of which no more is asked here than that it is the same model.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.1, "int8": 2.0}
 # Smaller than a model's own defaults, where those would take long.
-SETTINGS: dict[str, dict[str, Any]] = {"stfpm": {"backbone": "mobilenet_v2"}}
+SETTINGS: dict[str, dict[str, Any]] = {name: {"backbone": "mobilenet_v2"} for name in MODELS}
 FRESH = "import sys; from uad.training.torch_engine import TorchEngine; print(TorchEngine(sys.argv[1]).info.precision)"
 
 

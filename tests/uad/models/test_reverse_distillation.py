@@ -1,0 +1,67 @@
+"""Reverse Distillation's own: what its decoder sees, and its two losses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from export.onnx import export_network  # noqa: E402
+from uad.data.batches import Batch  # noqa: E402
+from uad.models.backbones import BACKBONES  # noqa: E402
+from uad.models.reverse_distillation import MIRRORS, Decoder, ReverseDistillation  # noqa: E402
+from uad.training.fold import fold  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8))
+
+
+def test_every_backbone_has_a_mirror() -> None:
+    assert MIRRORS.keys() == BACKBONES.keys()
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "resize"])
+@pytest.mark.parametrize("backbone", sorted(MIRRORS.keys() - {"wide_resnet50_2"}))  # which has 145 million parameters
+def test_a_decoder_restores_every_level_in_its_size(backbone: str, upsampling: Any) -> None:
+    levels = [torch.randn(1, count, 64 // 2**k, 96 // 2**k) for k, count in enumerate(BACKBONES[backbone].channels)]
+    restored = Decoder(backbone, upsampling).eval()(*levels)
+    assert [level.shape for level in restored] == [level.shape for level in levels]
+    assert all((level < 0).any() and (level > 0).any() for level in restored)  # as standardised features are
+
+
+def test_the_decoder_sees_nothing_but_the_embedding(images: Any) -> None:
+    model = ReverseDistillation("mobilenet_v2", "none").eval()
+    _, free = model.network.features(images)
+    assert all((level[0] - level[1]).abs().max() > 0 for level in free)
+    model.network.student.embed.register_forward_hook(lambda module, given, found: torch.ones_like(found))
+    _, fixed = model.network.features(images)
+    assert all(torch.equal(level[0], level[1]) for level in fixed)
+
+
+def test_resize_leaves_no_transposed_convolution(images: Any) -> None:
+    found = {}
+    for upsampling in ("transposed", "resize"):
+        model = ReverseDistillation("mobilenet_v2", "none", upsampling=upsampling, readout="paper").eval()  # type: ignore[arg-type]
+        graph = export_network(fold(model.network), (64, 96), beside=model.network).graph
+        found[upsampling] = [node.op_type for node in graph.node if node.name.startswith("/student")]
+    assert found["transposed"].count("ConvTranspose") == found["resize"].count("Resize") == 3
+    assert "ConvTranspose" not in found["resize"] and "Resize" not in found["transposed"]
+
+
+def test_the_losses_are_by_position_and_of_whole_levels(images: Any) -> None:
+    model = ReverseDistillation("mobilenet_v2", "none").eval()
+    batch = Batch(images, torch.zeros(2, dtype=torch.int64))
+    teacher, restored = model.network.features(images)
+    cosine = torch.nn.functional.cosine_similarity
+    by_position = sum((1 - cosine(t, s, dim=1)).mean() for t, s in zip(teacher, restored))
+    flattened = sum((1 - cosine(t.flatten(1), s.flatten(1), dim=1)).mean() for t, s in zip(teacher, restored))
+    torch.testing.assert_close(model.loss(batch), by_position, rtol=1e-4, atol=0)
+    model.is_flattened = True
+    torch.testing.assert_close(model.loss(batch), flattened, rtol=1e-4, atol=0)
+    assert (by_position - flattened).abs() > 1e-3
+    kept = batch._replace(targets=[level.half() for level in model.targets(images)])
+    torch.testing.assert_close(model.loss(kept), flattened, atol=1e-3, rtol=1e-3)

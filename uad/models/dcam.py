@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.errors import UserError
 from uad.models.backbones import backbone_of
 from uad.models.base import not_negative
 from uad.models.readout import ReadOutName
@@ -71,7 +72,7 @@ class DCAM(STFPM):
         readout: as in STFPM.
 
     Raises:
-        UserError: an unknown backbone, weights that do not fit, or a negative number.
+        UserError: an unknown backbone, weights that do not fit, a negative number, or a temperature of 0.
     """
 
     def __init__(
@@ -86,7 +87,9 @@ class DCAM(STFPM):
         readout: ReadOutName = "regional",
     ) -> None:
         super().__init__(backbone, weights, lr, weight_decay, readout)
-        not_negative(channel_weight=channel_weight, spatial_weight=spatial_weight, temperature=temperature)
+        not_negative(channel_weight=channel_weight, spatial_weight=spatial_weight)
+        if temperature <= 0:
+            raise UserError(f"--model.temperature {temperature}: give a number above 0")
         self.config.update(channel_weight=channel_weight, spatial_weight=spatial_weight, temperature=temperature)
         self.description["model"] = "dcam"
         self.gates = nn.ModuleList(ChannelGate(channels) for channels in backbone_of(backbone).channels)

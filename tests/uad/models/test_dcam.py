@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+from engines.errors import UserError  # noqa: E402
 from export.onnx import export_network  # noqa: E402
 from uad.data.batches import Batch, GoodImages  # noqa: E402
 from uad.models.dcam import DCAM, channel_distance, spatial_divergence  # noqa: E402
@@ -65,3 +66,12 @@ def test_the_divergence_is_that_of_two_distributions_over_the_positions() -> Non
     torch.testing.assert_close(found, torch.tensor(2 * expected / 3, dtype=torch.float32))
     assert spatial_divergence(teacher, teacher + 5.0, 1.0) < 1e-6
     assert spatial_divergence(teacher, 2 * teacher, 2.0) > 0
+
+
+@pytest.mark.parametrize("setting", ["channel_weight", "spatial_weight", "temperature"])
+def test_a_number_out_of_range_is_refused(setting: str) -> None:
+    with pytest.raises(UserError, match=f"--model.{setting} -1"):
+        DCAM("mobilenet_v2", "none", **{setting: -1})  # type: ignore[arg-type]
+    if setting == "temperature":
+        with pytest.raises(UserError, match="--model.temperature 0: give a number above 0"):
+            DCAM("mobilenet_v2", "none", temperature=0)

@@ -185,7 +185,7 @@ class ReverseDistillation(Model):
     """
 
     network: EncoderDecoder
-    steps = 3000
+    steps = 2000
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ class STFPM(Model):
     """
 
     network: StudentTeacher
-    steps = 3000
+    steps = 2000
 
     def __init__(
         self,

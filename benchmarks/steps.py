@@ -104,7 +104,7 @@ def draw(result: "dict[str, Any]", path: Path) -> None:
         for key, line, told in (("criterion", "-o", "held-out"), ("test", "--s", "test")):
             means = [_mean(run[key]) for run in runs]
             axes.plot([run["steps"] for run in runs], means, line, color=f"C{colour}", label=f"{root}, {shown}: {told}")
-    axes.set(xscale="log", xlabel="optimizer steps", ylabel="image AUROC, mean over classes")
+    axes.set(xscale="log", xlabel="optimizer steps", ylabel="mean image AUROC")
     axes.set_xticks(TICKS, [f"{tick:,}" for tick in TICKS])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

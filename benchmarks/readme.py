@@ -2,7 +2,7 @@
 
 python benchmarks/readme.py
 
-All figures are those of agreement.json; latency and size are those of the files of its first root, which took turns.
+Accuracy and agreement are those of agreement.json, latency and size those of speed-mobilenet_v2.json.
 """
 
 import json
@@ -17,36 +17,45 @@ from uad.tables import markdown
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- summary -->\n).*?(<!-- end -->)", re.DOTALL)
+# Variant of agreement.json -> its name, and the precision that it is timed as.
 ROWS = {
-    "fp32": "FP32",
-    "fp16": "FP16",
-    "int8 percentile": "INT8",
-    "qat": "INT8, trained (QAT)",
-    "auto": "INT8 but the layers that it hurts",
-    "int8 random-normal": "INT8, calibrated on noise",
+    "fp32": ("FP32", "fp32"),
+    "fp16": ("FP16", "fp16"),
+    "int8 percentile": ("INT8", "int8"),
+    "qat": ("INT8, trained (QAT)", "int8"),
+    "int8 random-normal": ("INT8, calibrated on noise", "int8"),
 }
+RUNTIME = "openvino"
 
 
 def filled(text: str) -> str:
     """The text with its table made anew."""
-    agreement = json.loads((RESULTS / "agreement.json").read_text())
-    return BLOCK.sub(lambda match: match.group(1) + table(agreement) + "\n" + match.group(2), text)
+    agreement, speed = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("agreement", "speed-mobilenet_v2")
+    )
+    return BLOCK.sub(lambda match: match.group(1) + table(agreement, speed) + "\n" + match.group(2), text)
 
 
-def table(agreement: "dict[str, Any]") -> str:
-    """A row for each precision, over the classes of all roots, and where it was measured."""
-    timed = {each["model"]: each for each in agreement["speed"]}
+def table(agreement: "dict[str, Any]", speed: "dict[str, Any]") -> str:
+    """A row for each precision that every root has, over the classes of all roots, and where it was measured."""
+    timed = {each["precision"]: each for each in speed["reports"] if each["runtime"] == RUNTIME}
     rows = []
-    for variant, name in ROWS.items():
-        classes = [figures for root in agreement["reports"].values() for figures in root[variant]["classes"].values()]
+    roots = agreement["reports"].values()
+    for variant, (name, precision) in ROWS.items():
+        if not all(variant in root for root in roots):
+            continue
+        classes = [figures for root in roots for figures in root[variant]["classes"].values()]
         aurocs, agreements = [each["image_auroc"] for each in classes], [each["agreement"] for each in classes]
         row = [name, f"{np.mean(aurocs):.3f}", f"{min(aurocs):.3f}"]
         row += [f"{min(each['spearman'] for each in agreements):.3f}"]
         row += [f"{100 * np.mean([each['flipped'] for each in agreements]):.1f}"]
-        rows.append([*row, f"{timed[variant]['latency_ms']['p50']:.1f}", f"{timed[variant]['file_mb']:.1f}"])
+        rows.append([*row, f"{timed[precision]['latency_ms']['p50']:.1f}", f"{timed[precision]['file_mb']:.1f}"])
     header = ["precision", "image AUROC", "lowest class", "lowest Spearman", "flipped, %", "ms", "MB"]
-    where = agreement["machine"]
-    return f"{markdown(header, rows)}\n\n{where['processor']}, {agreement['runtime']}, commit {where['commit']}."
+    measured = [
+        f"{what}: {where['machine']['processor']}, {runtime}, commit {where['machine']['commit']}"
+        for what, where, runtime in (("Accuracy", agreement, agreement["runtime"]), ("ms and MB", speed, RUNTIME))
+    ]
+    return f"{markdown(header, rows)}\n\n{'; '.join(measured)}."
 
 
 if __name__ == "__main__":

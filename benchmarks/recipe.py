@@ -25,7 +25,7 @@ import export.readout
 import uad.models.readout
 from engines.files import write_json, write_text
 from uad.data.batches import BATCH, Batch, GoodImages
-from uad.data.defects import with_defects, with_faint_defects
+from uad.data.defects import with_defects, with_defects_to_restore, with_faint_defects
 from uad.data.folder import find_classes
 from uad.data.module import AnomalyData
 from uad.evaluation.metrics import image_auroc
@@ -49,7 +49,7 @@ class Training:
     noise: float = 0.0  # standard deviation of Gaussian noise on the student's normalised pixels
     dropout: float = 0.0  # part of the student's normalised pixels that are zero, all three colours of a pixel
     brightness: float = 0.0  # an image is up to this part darker or brighter, for teacher and student
-    drawn: bool = False  # the student's images have a plain drawn defect, those of the teacher have none
+    drawn: bool = False  # the student's images have a drawn defect to restore, those of the teacher have none
     hardest: float = 0.0  # the mean error of this part of an image's positions, the worst, is added to that of all
     finest: float = 1.0  # weight of the finest level in the loss
     size: int = 256  # side of the images, pixels
@@ -150,7 +150,7 @@ class Good:
         model.train()
         for index in order.reshape(steps, training.batch):
             image = _as_bright(self.training.image[index], training.brightness)
-            given = torch.from_numpy(with_defects(image.numpy(), seed=index[0])) if training.drawn else image
+            given = torch.from_numpy(with_defects_to_restore(image.numpy(), index[0])) if training.drawn else image
             learned = student(_disturbed(model.network.normalize(given), training))
             errors = [(s - t).square().mean(dim=1) for s, t in zip(learned, model.targets(image), strict=True)]
             losses = torch.stack([_mean(each, training.hardest) for each in errors])

@@ -118,7 +118,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch_though_the_first_was_better(
     tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def worse_each_epoch(self: Any, batch: Any, index: int) -> None:
-        self.log("val_loss", float(self.current_epoch))
+        self.log("val_loss", float(self.current_epoch), batch_size=len(batch.label))
 
     monkeypatch.setattr(STFPM, "validation_step", worse_each_epoch)
     out = tmp_path / "run"

@@ -398,7 +398,7 @@ def test_the_exported_file_scores_as_the_checkpoint(runs: Runs, tiny_run: Any, t
     assert cli.main([*test, "--json", str(report)]) == 0
     for figures in json.loads(report.read_text())["classes"].values():
         # No closer: a head that was fitted to ten images of noise makes much of one rounding step.
-        assert figures["agreement"]["max_relative_score_diff"] < 0.3
+        assert figures["agreement"]["max_relative_score_diff"] < 0.5
     # The checkpoint itself runs under fake quantization.
     images = random_images(1, 64)
     plain = maps(load_checkpoint(runs.trained).network, torch.from_numpy(images))

@@ -66,3 +66,30 @@ class Head(nn.Module):
     def fit_readout(self, seen: Iterable[Tuple[List[Tensor], List[Tensor], Tensor]], classes: int) -> None:
         """Fit the read-out to good images of so many classes: batches of both pyramids, with labels (N,)."""
         self.readout.fit((Seen(self.distances(t, s), pooled(t), label) for t, s, label in seen), classes)
+
+
+class PyramidNetwork(nn.Module):
+    """A network that is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, H/4, W/4).
+
+    Who derives from it gives it `normalize`, a frozen `teacher`, a `student`, a `head`, and says what they see.
+    """
+
+    normalize: nn.Module
+    teacher: nn.Module
+    student: nn.Module
+    head: Head
+
+    def features(self, image: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+        """The pyramids of teacher and student."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+        """Nothing is computed here: what is neither normalisation nor head is part of a backbone."""
+        score, anomaly_map = self.head(*self.features(image))
+        return score, anomaly_map
+
+    def train(self, mode: bool = True) -> "PyramidNetwork":
+        """The teacher stays in evaluation mode: its batch statistics are ImageNet's."""
+        super().train(mode)
+        self.teacher.eval()
+        return self

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from uad.data.batches import Batch, GoodImages
 from uad.models.backbones import FeaturePyramid, backbone_of
 from uad.models.base import Model, not_negative
-from uad.models.head import Head, distance
+from uad.models.head import Head, PyramidNetwork, distance
 from uad.models.layers import Normalize
 from uad.models.readout import ReadOutName
 
@@ -140,8 +140,8 @@ class Decoder(nn.Module):
         return [last(level) for last, level in zip(self.last, (fine, middle, deep))]
 
 
-class EncoderDecoder(nn.Module):
-    """The network, exactly what is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, H/4, W/4)."""
+class EncoderDecoder(PyramidNetwork):
+    """The student sees the teacher's features alone."""
 
     def __init__(self, backbone: str, weights: str, upsampling: Upsampling, readout: ReadOutName) -> None:
         super().__init__()
@@ -155,17 +155,6 @@ class EncoderDecoder(nn.Module):
         """The pyramids of teacher and student."""
         teacher = self.teacher(self.normalize(image))
         return teacher, self.student(*teacher)
-
-    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
-        """Nothing is computed here: what is neither normalisation nor head is part of a backbone."""
-        score, anomaly_map = self.head(*self.features(image))
-        return score, anomaly_map
-
-    def train(self, mode: bool = True) -> "EncoderDecoder":
-        """The teacher stays in evaluation mode: its batch statistics are ImageNet's."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
 
 class ReverseDistillation(Model):

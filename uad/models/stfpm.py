@@ -19,18 +19,18 @@ from typing import Any, List, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from uad.data.batches import Batch, GoodImages
 from uad.models.backbones import FeaturePyramid, backbone_of
 from uad.models.base import Model, not_negative
-from uad.models.head import Head
+from uad.models.head import Head, PyramidNetwork
 from uad.models.layers import Normalize
 from uad.models.readout import ReadOutName
 
 
-class StudentTeacher(nn.Module):
-    """The network, exactly what is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, H/4, W/4)."""
+class StudentTeacher(PyramidNetwork):
+    """Teacher and student both see the image."""
 
     def __init__(self, backbone: str, weights: str, readout: ReadOutName = "regional") -> None:
         super().__init__()
@@ -44,17 +44,6 @@ class StudentTeacher(nn.Module):
         """The pyramids of teacher and student."""
         pixels = self.normalize(image)
         return self.teacher(pixels), self.student(pixels)
-
-    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
-        """Nothing is computed here: what is neither normalisation nor head is part of a backbone."""
-        score, anomaly_map = self.head(*self.features(image))
-        return score, anomaly_map
-
-    def train(self, mode: bool = True) -> "StudentTeacher":
-        """The teacher stays in evaluation mode: its batch statistics are ImageNet's."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
 
 class STFPM(Model):

@@ -225,7 +225,7 @@ def test_the_best_epoch_is_remembered_where_a_run_has_moved(
     best = torch.load(out / "best.ckpt", weights_only=True)["epoch"]
 
     def worse(self: Any, batch: Any, index: int) -> None:
-        self.log("val_loss", 1e9)
+        self.log("val_loss", 1e9, batch_size=1)
 
     monkeypatch.setattr(STFPM, "validation_step", worse)
     out.rename(tmp_path / "moved")

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     image: Tensor  # (N, H, W, 3) uint8, RGB
     label: Tensor  # (N,) int64, index of each image's class
     targets: Sequence[Tensor] = ()  # what `Model.targets` makes of the images, float16, where that is kept
-    drawn: Optional[Tensor] = None  # the images with a drawn defect on each, where they are trained on
+    drawn: Optional[Tensor] = None  # the images with a drawn defect on each, where a model trains on them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,6 +97,7 @@ class AnomalyData(LightningDataModule):
         self.training_samples: List[Sample] = []
         self.held_out_samples: List[Sample] = []
         self.targets: Sequence[Tensor] = ()  # of `images`, once they are kept
+        self.draws = False  # whether a batch to train on holds its images with drawn defects, too
 
     @property
     def size(self) -> Tuple[int, int]:
@@ -176,7 +177,7 @@ class AnomalyData(LightningDataModule):
         """Shuffled training images; an incomplete last batch is dropped where there is a complete one."""
         count = len(self.training_samples)
         targets = [level[:count] for level in self.targets]
-        dataset = Images(self.training_images, self._labels(self.training_samples), targets, draw=True)
+        dataset = Images(self.training_images, self._labels(self.training_samples), targets, self.draws)
         whole_batches = BatchSampler(RandomSampler(dataset), self.batch_size, drop_last=count > self.batch_size)
         return DataLoader(dataset, batch_size=None, sampler=whole_batches)
 

@@ -26,6 +26,7 @@ class Model(LightningModule, abc.ABC):
         quantization: how it was quantized while it trained (`uad.training.checkpoint.Quantization`), or None.
         images_of_each_class: how many training images of a class `prepare` and `fit_readout` are given at most.
         steps: how many optimizer steps a training takes whose length nobody gives.
+        restores: whether it is trained on images with drawn defects, too, in `Batch.drawn`.
     """
 
     network: nn.Module
@@ -35,6 +36,7 @@ class Model(LightningModule, abc.ABC):
     quantization: Any = None
     images_of_each_class = 200
     steps: int
+    restores = False
 
     @classmethod
     def from_config(cls, config: Dict[str, Any]) -> "Model":

@@ -62,6 +62,7 @@ class STFPM(Model):
 
     network: StudentTeacher
     steps = 2000
+    restores = True
 
     def __init__(
         self,

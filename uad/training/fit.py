@@ -144,6 +144,7 @@ def _learn(setup: Setup, folder: Path, table: EpochTable, keep_start: bool = Fal
         TrainingError: there was no epoch.
     """
     model, data, trainer = setup.model, setup.data, setup.trainer
+    data.draws = model.restores
     checkpoints = Checkpoints(folder)
     trainer.callbacks.insert(0, SyntheticAuroc(data.held_out_good("")))  # type: ignore[attr-defined]
     if keep_start:

@@ -19,6 +19,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
     found = AnomalyData(root, image_size=64, batch_size=4, held_out=0.2)
     found.setup("fit")
     found.targets = [torch.arange(len(found.images))[:, None]]
+    found.draws = True
     return found
 
 

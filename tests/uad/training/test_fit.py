@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from uad import cli  # noqa: E402
+from uad.models import model_class  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training.fit import epochs_of, has_no_length  # noqa: E402
 from uad.training.settings import set_up  # noqa: E402
@@ -94,8 +95,7 @@ def _failing_from_epoch(epoch: int) -> Callable[..., Any]:
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
     tiny_run: Any, tmp_path: Path, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model_class = STFPM
-    whole = model_class.training_step
+    whole = STFPM.training_step
 
     def poisoned(self: Any, batch: Any, index: int) -> Any:
         if self.current_epoch == 1:
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
                 next(self.network.student.parameters()).fill_(float("nan"))
         return whole(self, batch, index)
 
-    monkeypatch.setattr(model_class, "training_step", poisoned)
+    monkeypatch.setattr(STFPM, "training_step", poisoned)
     out = tmp_path / "run"
     fit_arguments = ["fit", "--data.root", tiny_run.root, "--out", out, *FIT, "--trainer.max_epochs", "3"]
     message = error_of(*fit_arguments)
@@ -125,6 +125,23 @@ def test_the_last_checkpoint_is_of_the_last_epoch_though_the_first_was_better(
     fit(tiny_run.root, out, "--trainer.max_epochs", "3")
     assert torch.load(out / "best.ckpt", weights_only=True)["epoch"] == 0
     assert torch.load(out / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize(("name", "expected"), [("stfpm", True), ("dcam", True), ("reverse_distillation", False)])
+def test_a_model_is_given_drawn_defects_where_it_restores_them(
+    name: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, seen = model_class(name).loss, []
+
+    def seen_loss(self: Any, batch: Any) -> Any:
+        if self.training:
+            seen.append(batch.drawn is not None)
+        return loss(self, batch)
+
+    monkeypatch.setattr(model_class(name), "loss", seen_loss)
+    make_class(tmp_path / "images", "nut", train=8)
+    fit(tmp_path / "images", tmp_path / "run", "--model", name, "--trainer.max_epochs", "1")
+    assert seen and set(seen) == {expected}
 
 
 def test_two_images_of_one_class_are_enough(tmp_path: Path) -> None:

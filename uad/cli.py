@@ -14,6 +14,7 @@ from engines.errors import UserError, doubts_as_lines
 # may return an exit code.
 COMMANDS: Dict[str, str] = {
     "fit": "train one model on good images of all the parts",
+    "distill": "make the small teacher of EfficientAD from a large network and any images",
     "export": "write a trained model as an ONNX file or a TensorRT plan in fp32, fp16, int8 or a mixture",
     "check": "say what a target would refuse in an ONNX file",
     "test": "measure how right a model is on test images",

@@ -12,6 +12,7 @@ MODELS: Dict[str, str] = {
     "stfpm": "uad.models.stfpm:STFPM",
     "dcam": "uad.models.dcam:DCAM",
     "reverse_distillation": "uad.models.reverse_distillation:ReverseDistillation",
+    "efficient_ad": "uad.models.efficient_ad:EfficientAD",
 }
 
 

@@ -43,6 +43,9 @@ class Model(LightningModule, abc.ABC):
         """The model that a checkpoint describes, which opens no file: the checkpoint holds the weights."""
         return cls(**dict(config, weights="none"))
 
+    def take_size(self, height: int, width: int) -> None:
+        """Be made for images of this size, pixels, before weights are loaded; most networks are made for any."""
+
     @abc.abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch of good images, a scalar."""

@@ -134,7 +134,7 @@ class RegionalReadOut(nn.Module):
         self.border = 1.0 / F.conv2d(ones, self.blur, padding=self.blur.shape[-1] // 2)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
-        _take_shapes(self, state_dict, prefix)
+        take_shapes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -169,11 +169,11 @@ class Level(nn.Module):
         return F.conv2d(excess, self.move, padding=self.move.shape[-1] // 2).clamp_min(0.0).square()
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
-        _take_shapes(self, state_dict, prefix)
+        take_shapes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _take_shapes(module: nn.Module, state_dict: Dict[str, Any], prefix: str) -> None:
+def take_shapes(module: nn.Module, state_dict: Dict[str, Any], prefix: str) -> None:
     """Give the buffers of a module the shapes of what will be loaded, which depend on the classes and the image."""
     for name, buffer in list(module.named_buffers(recurse=False)):
         stored = state_dict.get(prefix + name)

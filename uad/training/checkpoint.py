@@ -115,12 +115,14 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         raise CheckpointError(f"{path} has format {found}, this program reads {FORMAT}: {mend}")
     try:
         quantization = Quantization(**content["quantization"]) if "quantization" in content else None
-        network: torch.nn.Module = model_class(name).from_config(content["config"]).network
+        info = ModelInfo.from_json(json.dumps(content["info"]), path)
+        model = model_class(name).from_config(content["config"])
+        model.take_size(*info.size)
+        network: torch.nn.Module = model.network
         if quantization is not None:
             network = fold(network)
         network.load_state_dict(content["state_dict"])
         bad = [name for name, value in content["state_dict"].items() if not value.isfinite().all()]
-        info = ModelInfo.from_json(json.dumps(content["info"]), path)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this version of uad ({error}): train it again") from error
     if bad:

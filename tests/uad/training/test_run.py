@@ -22,7 +22,8 @@ from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training import run as run_folder  # noqa: E402
 from uad.training.checkpoint import write_tensors  # noqa: E402
 
-FIT = ["--model.weights", "none", "--data.image_size", "64", "--data.batch_size", "4", "--trainer.accelerator", "cpu"]
+FIT = ["--model.backbone", "resnet18", "--model.weights", "none", "--data.image_size", "64"]
+FIT += ["--data.batch_size", "4", "--trainer.accelerator", "cpu"]
 
 
 def fit_arguments(root: Path, out: Path, *flags: str) -> list[str]:

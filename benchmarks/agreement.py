@@ -62,12 +62,6 @@ def main() -> None:
         for variant in options.variants:
             reports.setdefault(root, {})[variant] = report(work, data, variant, options.precision, runtime)
             _write(result, options.out)
-    files = [str(file_of(options.work / options.roots[0], variant)) for variant in options.variants]
-    bench = options.work / "bench.json"
-    command(["bench", *files, "--runtime", runtime, "--json", str(bench)])
-    names = dict(zip(files, options.variants, strict=True))
-    result["speed"] = [{**each, "model": names[each["model"]]} for each in json.loads(bench.read_text())]
-    _write(result, options.out)
 
 
 def _write(result: "dict[str, Any]", out: Path) -> None:
@@ -133,7 +127,7 @@ def page(result: "dict[str, Any]") -> str:
                 found = {**figures, **figures["agreement"]}
                 rows.append([name, variant, *("-" if found[key] is None else f"{found[key]:.3f}" for key in KEYS)])
     lines += ["", markdown(header, rows), ""]
-    if "speed" in result:
+    if "speed" in result:  # older results; speed.py measures it now
         lines += ["Speed and size, in turns on the same machine:", "", benchmark_table(result["speed"]), ""]
     return "\n".join([*lines, footer(result["machine"], commits)])
 

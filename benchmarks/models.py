@@ -1,10 +1,10 @@
 """Models and backbones side by side: what they see, how INT8 judges beside FP32, and what they cost.
 
-    python benchmarks/models.py --results agreement-A.json agreement-B.json --works DIR DIR --out benchmarks/results
+    python benchmarks/models.py agreement-A.json agreement-B.json --out benchmarks/results
 
-Each pair is what `benchmarks/agreement.py` wrote and the --work that it was given, whose exported files are timed here,
-all in turns. Defaults are chosen by `held_out` alone: the image AUROC of held-out good images against copies of them
-with faint defects, see `benchmarks/steps.py`. The test chooses nothing.
+The files are what `benchmarks/agreement.py` wrote; latency, memory and size come from speed.json in --out. Defaults are
+chosen by `held_out` alone: the image AUROC of held-out good images against copies of them with faint defects, see
+`benchmarks/steps.py`. The test chooses nothing.
 """
 
 import argparse
@@ -13,36 +13,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agreement import NAMES, file_of
-from commands import command
+from agreement import NAMES
 from machine import footer, machine
 
 from engines.files import write_json, write_text
 from uad.tables import markdown
 
-PRECISIONS = {"fp32": "FP32", "fp16": "FP16", "int8 percentile": "INT8", "qat": "INT8, QAT", "auto": "auto"}
+# Variant of agreement.py -> its name, and the precision that it is timed as.
+PRECISIONS = {
+    "fp32": ("FP32", "fp32"),
+    "fp16": ("FP16", "fp16"),
+    "int8 percentile": ("INT8", "int8"),
+    "qat": ("INT8, QAT", "int8"),
+}
+RUNTIME = "openvino"
 
 
 def main() -> None:
-    """Put the figures side by side, time the files, and write JSON and the page."""
+    """Put the figures side by side; write JSON and the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, required=True, nargs="+")
-    parser.add_argument("--works", type=Path, required=True, nargs="+")
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    models, files = [], {}
-    for path, work in zip(options.results, options.works, strict=True):
+    timed = json.loads((options.out / "speed.json").read_text(encoding="utf-8"))["reports"]
+    speed = {(each["model"], each["precision"]): each for each in timed if each["runtime"] == RUNTIME}
+    models = []
+    for path in options.results:
         found = json.loads(path.read_text(encoding="utf-8"))
-        models.append({key: found[key] for key in ("model", "backbone", "held_out", "reports")})
-        root = next(iter(found["reports"]))
-        files.update({(path, variant): file_of(work / root, variant) for variant in found["reports"][root]})
-    bench = options.out / "bench.json"
-    command(["bench", *map(str, files.values()), "--runtime", found["runtime"], "--json", str(bench)])
-    timed = {each["model"]: each for each in json.loads(bench.read_text(encoding="utf-8"))}
-    bench.unlink()
-    for path, model in zip(options.results, models, strict=True):
-        model["speed"] = {variant: timed[str(file)] for (of, variant), file in files.items() if of == path}
-    result = {"machine": machine(), "runtime": found["runtime"], "models": models}
+        network = f"{found['model'].replace('dcam', 'stfpm')}-{found['backbone']}"  # DCAM's is STFPM's
+        cost = {precision: speed.get((network, precision)) for _, precision in PRECISIONS.values()}
+        models.append({**{key: found[key] for key in ("model", "backbone", "held_out", "reports")}, "speed": cost})
+    result = {"machine": machine(), "models": models}
     write_json(options.out / "models.json", result)
     write_text(options.out / "models.md", page(result))
 
@@ -54,7 +55,7 @@ def page(result: "dict[str, Any]") -> str:
         "",
         "Held-out: image AUROC of held-out good images against copies with faint drawn defects; defaults are chosen by",
         "it. The other figures are of the test. Spearman: rank correlation of image scores with FP32's, of the class",
-        f"where it is lowest. ms and RAM: {result['runtime']}, one image, all files in turns.",
+        f"where it is lowest. ms and RAM: {RUNTIME}, one image, of [speed.md](speed.md).",
     ]
     commits = []
     for root in dict.fromkeys(root for model in result["models"] for root in model["reports"]):
@@ -63,8 +64,8 @@ def page(result: "dict[str, Any]") -> str:
         for model in models:
             for variant, report in model["reports"][root].items():
                 if variant in PRECISIONS:
-                    means.append([*_names(model), PRECISIONS[variant], *_means(model, root, variant)])
-                commits += [report["commit"]]
+                    means.append([*_names(model), *_means(model, root, variant)])
+                commits.append(report["commit"])
         for name in models[0]["reports"][root]["fp32"]["classes"]:
             classes += [[name, *_names(model), *_of_class(model, root, name)] for model in models]
         header = ["model", "backbone", "precision", "held-out", "image AUROC", "pixel AUROC", "AUPRO"]
@@ -80,13 +81,13 @@ def _names(model: "dict[str, Any]") -> "list[str]":
 
 
 def _means(model: "dict[str, Any]", root: str, variant: str) -> "list[str]":
-    report, speed = model["reports"][root][variant], model["speed"][variant]
-    classes = report["classes"].values()
+    report, (name, precision) = model["reports"][root][variant], PRECISIONS[variant]
     figures = [np.mean(list(model["held_out"][root].values())) if variant == "fp32" else None]
     figures += [report[key] for key in ("image_auroc", "pixel_auroc", "aupro")]
-    figures += [min(each["agreement"]["spearman"] for each in classes)]
-    cost = [100 * report["agreement"]["flipped"], speed["latency_ms"]["p50"], speed["ram_mb"], speed["file_mb"]]
-    return [*map(_told, figures), *(f"{value:.1f}" for value in cost)]
+    figures += [min(each["agreement"]["spearman"] for each in report["classes"].values())]
+    speed, cost = model["speed"][precision], [100 * report["agreement"]["flipped"]]
+    cost += [speed["latency_ms"]["p50"], speed["ram_mb"], speed["file_mb"]] if speed else [None] * 3
+    return [name, *map(_told, figures), *("" if value is None else f"{value:.1f}" for value in cost)]
 
 
 def _of_class(model: "dict[str, Any]", root: str, name: str) -> "list[str]":

@@ -2,7 +2,7 @@
 
 python benchmarks/readme.py
 
-Accuracy and agreement are those of agreement.json, latency and size those of speed-mobilenet_v2.json.
+Accuracy and agreement are those of agreement.json, latency and size those of its model in speed.json.
 """
 
 import json
@@ -30,15 +30,15 @@ RUNTIME = "openvino"
 
 def filled(text: str) -> str:
     """The text with its table made anew."""
-    agreement, speed = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("agreement", "speed-mobilenet_v2")
-    )
+    agreement, speed = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("agreement", "speed"))
     return BLOCK.sub(lambda match: match.group(1) + table(agreement, speed) + "\n" + match.group(2), text)
 
 
 def table(agreement: "dict[str, Any]", speed: "dict[str, Any]") -> str:
     """A row for each precision that every root has, over the classes of all roots, and where it was measured."""
-    timed = {each["precision"]: each for each in speed["reports"] if each["runtime"] == RUNTIME}
+    model = f"{agreement.get('model', 'stfpm')}-{agreement['backbone']}"
+    reports = [each for each in speed["reports"] if (each["model"], each["runtime"]) == (model, RUNTIME)]
+    timed = {each["precision"]: each for each in reports}
     rows = []
     roots = agreement["reports"].values()
     for variant, (name, precision) in ROWS.items():

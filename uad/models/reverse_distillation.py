@@ -178,7 +178,7 @@ class ReverseDistillation(Model):
 
     def __init__(
         self,
-        backbone: str = "efficientnet_lite0",
+        backbone: str = "mobilenet_v2",
         weights: str = "imagenet",
         lr: float = 3e-3,
         weight_decay: float = 1e-4,

@@ -66,7 +66,7 @@ class STFPM(Model):
 
     def __init__(
         self,
-        backbone: str = "efficientnet_lite0",
+        backbone: str = "mobilenet_v2",
         weights: str = "imagenet",
         lr: float = 3e-3,
         weight_decay: float = 1e-4,

@@ -28,7 +28,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 def main() -> None:
     """Make the files, measure them, write JSON and the table made from it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", required=True, metavar="MODEL:BACKBONE")
+    parser.add_argument("--models", nargs="+", required=True, metavar="MODEL:BACKBONE[:SETTING:VALUE]")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--out", type=Path, required=True)
@@ -53,9 +53,10 @@ def main() -> None:
     print(benchmark_table(reports))
 
 
-def _make_files(folder: Path, model: str, backbone: str) -> "dict[str, Path]":
+def _make_files(folder: Path, model: str, backbone: str, *setting: str) -> "dict[str, Path]":
     draw_dataset(folder / "images", n_train=4, n_test_good=0, n_test_defect=0)
     settings = ["--model", model, "--model.backbone", backbone, "--model.weights", "none", "--trainer.max_steps", "1"]
+    settings += [f"--model.{setting[0]}", setting[1]] if setting else []
     command(["fit", "--data.root", str(folder / "images"), "--out", str(folder / "run"), *settings])
     files = {"ckpt": (folder / "run" / "model.ckpt").rename(folder / "model.ckpt")}
     for precision in PRECISIONS:

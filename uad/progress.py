@@ -11,7 +11,13 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar while the block runs; yields a function to call after each of `total` steps (any thread)."""
+    """Show a bar while the block runs; yields a function to call after each of `total` steps (any thread).
+
+    No bar is shown for no step.
+    """
+    if total == 0:
+        yield lambda: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

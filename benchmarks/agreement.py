@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from commands import command, tested
 from machine import footer, machine
-from steps import criterion
+from steps import NAMES, criterion
 
 from engines.cpu import cpu_flags, saturates
 from engines.files import write_json, write_text
@@ -36,7 +36,6 @@ VARIANTS = {
     "qat": ["--precision", "int8"],
     "auto": ["--precision", "auto", "--calibration-data", "IMAGES"],
 }
-NAMES = {"stfpm": "STFPM", "dcam": "DCAM", "reverse_distillation": "Reverse Distillation"}
 KEYS = ("image_auroc", "pixel_auroc", "spearman", "flipped")
 
 

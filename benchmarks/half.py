@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from agreement import NAMES
 from machine import footer, machine
+from steps import NAMES
 from torch import Tensor
 
 from engines.files import write_json, write_text

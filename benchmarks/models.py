@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agreement import NAMES
 from machine import footer, machine
+from steps import NAMES
 
 from engines.files import write_json, write_text
 from uad.tables import markdown
@@ -39,13 +39,20 @@ def main() -> None:
     speed = {(each["model"], each["precision"]): each for each in timed if each["runtime"] == RUNTIME}
     models = []
     for path in options.results:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = {"model": "stfpm", **json.loads(path.read_text(encoding="utf-8"))}
         network = f"{found['model'].replace('dcam', 'stfpm')}-{found['backbone']}"  # DCAM's is STFPM's
         cost = {precision: speed.get((network, precision)) for _, precision in PRECISIONS.values()}
+        found.setdefault("held_out", of_steps(options.out / "steps.json"))
         models.append({**{key: found[key] for key in ("model", "backbone", "held_out", "reports")}, "speed": cost})
     result = {"machine": machine(), "models": models}
     write_json(options.out / "models.json", result)
     write_text(options.out / "models.md", page(result))
+
+
+def of_steps(path: Path) -> "dict[str, dict[str, float]]":
+    """The criterion of the runs of agreement.json, which did not keep it itself then."""
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return {run["root"]: run["criterion"] for run in runs if run["with"] == "drawn defects"}
 
 
 def page(result: "dict[str, Any]") -> str:

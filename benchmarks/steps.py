@@ -1,12 +1,13 @@
 """How many steps a training needs: what finished runs of several lengths see, on held-out good images and in a test.
 
     uad fit --config configs/stfpm.yaml --data.root IMAGES --trainer.max_epochs 7 --out RUN7   # and of other lengths
-    python benchmarks/steps.py --runs RUN7 ... RUN27 --shown "drawn defects" --out benchmarks/results \
-        --picture docs/steps.svg
+    python benchmarks/steps.py --runs RUN7 ... RUN27 --trained-with "drawn defects" \
+        --out benchmarks/results/steps.json --picture docs/steps.svg
 
 The criterion is the image AUROC, mean over the classes, of held-out good images against copies of them with faint
 defects (`uad.data.defects.with_faint_defects`). The length is chosen by it. The test's image AUROC, from the run's
-metrics.json, stands beside it and chooses nothing. What the page holds of students that were shown other images stays.
+metrics.json, stands beside it and chooses nothing. What the page holds of runs that were trained with something else
+stays.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from uad.evaluation.metrics import image_auroc
 from uad.tables import markdown
 from uad.training.torch_engine import TorchEngine
 
+NAMES = {"stfpm": "STFPM", "dcam": "DCAM", "reverse_distillation": "Reverse Distillation"}
 TICKS = (500, 1000, 2000, 4000)  # of the picture, steps
 
 
@@ -34,20 +36,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--picture", type=Path, required=True)
-    parser.add_argument("--shown", default="drawn defects", help="what the students of these runs were shown")
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--trained-with", required=True, help="what these runs have in common")
     options = parser.parse_args()
-    file = options.out / "steps.json"
-    before = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
-    kept = [run for run in before if run["shown"] != options.shown]
+    before = json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.out.exists() else []
+    kept = [run for run in before if run["with"] != options.trained_with]
     result: dict[str, Any] = {"machine": machine(), "runs": kept}
     for run in options.runs:
-        result["runs"].append({"shown": options.shown, **judged(run), "commit": commit()})
-        result["runs"].sort(key=lambda each: (each["root"], each["shown"], each["steps"]))
+        result["runs"].append({"with": options.trained_with, **judged(run), "commit": commit()})
+        result["runs"].sort(key=lambda each: (each["root"], each["with"], each["steps"]))
         print(run, "judged", flush=True)
-        write_json(file, result)
-        write_text(options.out / "steps.md", page(result))
-        draw(result, options.picture)
+        write_json(options.out, result)
+        write_text(options.out.with_suffix(".md"), page(result))
+        if options.picture:
+            draw(result, options.picture)
 
 
 def judged(run: Path) -> "dict[str, Any]":
@@ -57,6 +59,7 @@ def judged(run: Path) -> "dict[str, Any]":
         *_, last = csv.DictReader(file)
     tested = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["classes"]
     return {
+        "model": " on ".join((NAMES[settings["model"]["name"]], settings["model"]["backbone"])),
         "root": Path(settings["data"]["root"]).name,
         "epochs": int(last["epoch"]) + 1,
         "steps": int(last["step"]),
@@ -81,17 +84,18 @@ def criterion(run: Path, settings: "dict[str, Any]") -> "dict[str, float]":
 
 def page(result: "dict[str, Any]") -> str:
     """One table for each root: a row for each length."""
-    parts = ["## Image AUROC of runs of several lengths: held-out good images with faint drawn defects, and the test\n"]
+    title = f"{result['runs'][0]['model']}, runs of several lengths"
+    parts = [f"## {title}: image AUROC of held-out good images with faint drawn defects, and of the test\n"]
     for root in dict.fromkeys(run["root"] for run in result["runs"]):
         runs = [run for run in result["runs"] if run["root"] == root]
-        header = ["the student is shown", "steps", "epochs", "images seen", "held-out"]
+        header = ["trained with", "steps", "epochs", "images seen", "held-out"]
         header += [*(f"test, {name}" for name in runs[0]["test"]), "test"]
         rows = []
         for run in runs:
             test = [*run["test"].values(), _mean(run["test"])]
             lengths = (run["steps"], run["epochs"], run["steps"] * run["batch"])
             figures = (f"{value:.3f}" for value in (_mean(run["criterion"]), *test))
-            rows.append([run["shown"], *(f"{each:,}" for each in lengths), *figures])
+            rows.append([run["with"], *(f"{each:,}" for each in lengths), *figures])
         parts.append(f"{root}:\n\n{markdown(header, rows)}\n")
     return "\n".join([*parts, footer(result["machine"], (run["commit"] for run in result["runs"]))])
 
@@ -104,11 +108,13 @@ def draw(result: "dict[str, Any]", path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "uad"  # the same picture, the same file
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    for colour, (root, shown) in enumerate(dict.fromkeys((run["root"], run["shown"]) for run in result["runs"])):
-        runs = [run for run in result["runs"] if (run["root"], run["shown"]) == (root, shown)]
+    for colour, (root, trained_with) in enumerate(dict.fromkeys((run["root"], run["with"]) for run in result["runs"])):
+        runs = [run for run in result["runs"] if (run["root"], run["with"]) == (root, trained_with)]
         for key, line, told in (("criterion", "-o", "held-out"), ("test", "--s", "test")):
             means = [_mean(run[key]) for run in runs]
-            axes.plot([run["steps"] for run in runs], means, line, color=f"C{colour}", label=f"{root}, {shown}: {told}")
+            axes.plot(
+                [run["steps"] for run in runs], means, line, color=f"C{colour}", label=f"{root}, {trained_with}: {told}"
+            )
     axes.set(xscale="log", xlabel="optimizer steps", ylabel="mean image AUROC")
     axes.set_xticks(TICKS, [f"{tick:,}" for tick in TICKS])
     axes.minorticks_off()

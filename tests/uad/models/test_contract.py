@@ -30,8 +30,8 @@ from export.placement import CONVOLUTIONS  # noqa: E402
 from uad.commands.check import CheckOptions, check  # noqa: E402
 from uad.commands.export import ExportOptions, export  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402
+from uad.data import folder  # noqa: E402
 from uad.data.batches import Batch, GoodImages  # noqa: E402
-from uad.data.folder import load_images, test_samples  # noqa: E402
 from uad.models import MODELS, model_class  # noqa: E402
 from uad.training.checkpoint import load_checkpoint  # noqa: E402
 from uad.training.fold import fold, parts_of  # noqa: E402
@@ -137,7 +137,8 @@ def test_maps_are_not_negative_and_the_score_is_a_mean_of_map_pixels(trained: Tr
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_engine_scores_as_the_module_does(trained: Trained, precision: str) -> None:
-    images = load_images([sample for sample in test_samples(trained.root) if not sample.is_defect], SIZE)
+    good = [sample for sample in folder.test_samples(trained.root) if not sample.is_defect]
+    images = folder.load_images(good, SIZE)
     with torch.no_grad():
         expected = load_checkpoint(trained.ckpt).network(torch.from_numpy(images))[0].numpy()
     with engines.load(trained.onnx(precision), "onnxruntime") as engine:

@@ -33,7 +33,7 @@ from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from uad.models.base import Model, not_negative
 from uad.models.layers import Normalize, Standardize, fit_standardization
 from uad.models.pdn import CHANNELS, STRIDE, load_teacher, patch_network
-from uad.models.readout import ReadOut, ReadOutName, RegionalReadOut, Seen, take_shapes
+from uad.models.readout import ReadOut, ReadOutName, RegionalReadOut, Seen, nearest_class, take_shapes
 
 HARD = 0.001  # of the squared errors of a batch, which alone count
 CODE = 64  # numbers that the autoencoder keeps of an image
@@ -67,7 +67,7 @@ class QuantileReadOut(nn.Module):
 
     def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
         """What is below the lower quantile in the mean counts as 0: a map of ours is never negative."""
-        nearest = (pooled[:, None] / self.spread - self.centroids).square().sum(dim=2).argmin(dim=1)
+        nearest = nearest_class(pooled, self.spread, self.centroids)
         low, high = self.low[nearest][..., None, None], self.high[nearest][..., None, None]
         scaled = SPAN * (torch.cat(maps, dim=1) - low) / (high - low)
         joined = scaled.mean(dim=1).clamp_min(0.0)

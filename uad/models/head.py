@@ -1,5 +1,6 @@
 """The head of models that compare two feature pyramids, that of a teacher and that of a student."""
 
+import abc
 from typing import Iterable, List, Sequence, Tuple
 
 import torch
@@ -68,7 +69,7 @@ class Head(nn.Module):
         self.readout.fit((Seen(self.distances(t, s), pooled(t), label) for t, s, label in seen), classes)
 
 
-class PyramidNetwork(nn.Module):
+class PyramidNetwork(nn.Module, abc.ABC):
     """A network that is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, H/4, W/4).
 
     Who derives from it gives it `normalize`, a frozen `teacher`, a `student`, a `head`, and says what they see.
@@ -79,9 +80,9 @@ class PyramidNetwork(nn.Module):
     student: nn.Module
     head: Head
 
+    @abc.abstractmethod
     def features(self, image: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
         """The pyramids of teacher and student."""
-        raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
         """Nothing is computed here: what is neither normalisation nor head is part of a backbone."""

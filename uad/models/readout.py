@@ -28,6 +28,11 @@ class Seen(NamedTuple):
     label: Tensor  # (N,) int64, index of each image's class
 
 
+def nearest_class(pooled: Tensor, spread: Tensor, centroids: Tensor) -> Tensor:
+    """Pooled features (N, C) -> the index of the nearest of `centroids` (classes, C), in units of `spread` (C,): (N,)."""
+    return ((pooled / spread)[:, None] - centroids).square().sum(dim=2).argmin(dim=1)
+
+
 class ReadOut(Protocol):
     """What every read-out offers."""
 
@@ -101,8 +106,7 @@ class RegionalReadOut(nn.Module):
 
     def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
         """The class is looked up once, the statistics level by level: an exported graph then needs no Slice."""
-        place = pooled / self.spread
-        nearest = (place[:, None] - self.centroids).square().sum(dim=2).argmin(dim=1)
+        nearest = nearest_class(pooled, self.spread, self.centroids)
         excesses = [level(values, nearest) for level, values in zip(self.levels, maps)]
         joined = functools.reduce(operator.add, excesses)
         anomaly_map = F.conv2d(joined, self.blur, padding=self.blur.shape[-1] // 2) * self.border

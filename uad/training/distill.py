@@ -89,10 +89,8 @@ def distill(what: Distillation, images: Sequence[Sample], out: Path, step_done: 
         UserError: weights that cannot be had, an image that cannot be read, a .part of other settings, or a loss that
             is not a number.
     """
-    source, student = (
-        Source(what.backbone, what.weights),
-        patch_network(what.network).to(memory_format=torch.channels_last),
-    )
+    source = Source(what.backbone, what.weights)
+    student = patch_network(what.network).to(memory_format=torch.channels_last)
     normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for module in (source, student, normalize):
@@ -109,7 +107,7 @@ def distill(what: Distillation, images: Sequence[Sample], out: Path, step_done: 
         optimizer.load_state_dict(before["optimizer"])
         start, losses = before["step"], before["losses"]
     else:
-        some = [_batch(step, what, images) for step in range(max(1, SCALE_IMAGES // what.batch_size))]
+        some = (_batch(step, what, images) for step in range(max(1, SCALE_IMAGES // what.batch_size)))
         with torch.no_grad():
             fit_standardization([source.standardize], ([source.described(image.to(device))] for image in some))
 

@@ -42,7 +42,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 # Of the scores, relative to the module's: float32 sums in another order; 11 bits of significand in the backbone; and
 # INT8, of which no more is asked here than that it is the same model.
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "int8": 0.6}
-# Smaller than a model's own defaults, where those would take long.
+# Small, with a real teacher where pip has one.
 SETTINGS: dict[str, dict[str, Any]] = {
     name: {"backbone": "efficientnet_lite0", "weights": "imagenet"} for name in MODELS
 }

@@ -29,7 +29,7 @@ class Seen(NamedTuple):
 
 
 def nearest_class(pooled: Tensor, spread: Tensor, centroids: Tensor) -> Tensor:
-    """Pooled features (N, C) -> the index of the nearest of `centroids` (classes, C), in units of `spread` (C,): (N,)."""
+    """Pooled features (N, C) -> the index of the nearest of `centroids` (classes, C), in units of `spread` (C,)."""
     return ((pooled / spread)[:, None] - centroids).square().sum(dim=2).argmin(dim=1)
 
 

@@ -3,10 +3,11 @@
     UAD_DATA=... UAD_MVTEC=... UAD_WEIGHTS=... python benchmarks/agreement.py --work DIR --out FILE.json
 
 UAD_DATA and UAD_MVTEC are folders of classes in the layout of MVTec AD, UAD_WEIGHTS one that holds
-mobilenet_v2-imagenet.pth; other backbones take their ImageNet weights from where `uad fit` finds them. What is in
---work is not made again, so the script goes on where it was stopped: empty it when the code has changed. Everything is
-run through the command line; nothing here chooses anything. One seed. `held_out` is the criterion that settings are
-chosen by, see `benchmarks/steps.py`.
+mobilenet_v2-imagenet.pth; other backbones take their ImageNet weights from where `uad fit` finds them. Models of a
+patch network (--backbone pdn_s) take the teacher that `uad distill` made, by --weights. What is in --work is not made
+again, so the script goes on where it was stopped: empty it when the code has changed. Everything is run through the
+command line; nothing here chooses anything. One seed. `held_out` is the criterion that settings are chosen by, see
+`benchmarks/steps.py`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from commands import command, tested
+from commands import command, tested, with_network
 from machine import footer, machine
 from steps import NAMES, criterion
 
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default="stfpm", choices=list(NAMES))
     parser.add_argument("--backbone", default="mobilenet_v2")
+    parser.add_argument("--weights", type=Path, help="of the teacher, in place of those of UAD_WEIGHTS")
+    parser.add_argument("--epochs", type=int, help="in place of the model's own length")
     parser.add_argument("--roots", nargs="+", default=list(ROOTS), choices=list(ROOTS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--precision", default="bf16-mixed", help="of training: 32-true is faster without bf16 units")
@@ -56,7 +59,9 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine(), **settings, "runtime": runtime, "held_out": {}, "reports": reports}
     for root in options.roots:
         work, data = options.work / root, os.environ[ROOTS[root]]
-        trained(work / "run", [f"{options.model}.yaml", data, options.precision, *backbone(options.backbone)])
+        flags = with_network(options.backbone, options.weights or weights_of(options.backbone))
+        flags += ["--trainer.max_epochs", str(options.epochs)] if options.epochs else []
+        trained(work / "run", [f"{options.model}.yaml", data, options.precision, *flags])
         result["held_out"][root] = held_out(work / "run")
         for variant in options.variants:
             reports.setdefault(root, {})[variant] = report(work, data, variant, options.precision, runtime)
@@ -73,10 +78,10 @@ def file_of(work: Path, variant: str) -> Path:
     return work / f"{variant.replace(' ', '-')}.onnx"
 
 
-def backbone(name: str) -> "list[str]":
-    """The flags of a teacher."""
-    file = Path(os.environ["UAD_WEIGHTS"]) / f"{name}-imagenet.pth"
-    return ["--model.backbone", name, "--model.weights", str(file) if file.exists() else "imagenet"]
+def weights_of(backbone: str) -> "Path | str":
+    """Where its weights are."""
+    file = Path(os.environ["UAD_WEIGHTS"]) / f"{backbone}-imagenet.pth"
+    return file if file.exists() else "imagenet"
 
 
 def held_out(run: Path) -> "dict[str, float]":

@@ -9,12 +9,18 @@ from machine import commit
 
 from engines.files import write_json
 from uad import cli
+from uad.models.patch_networks import NETWORKS
 
 
 def command(arguments: "list[str]") -> None:
     """Run `uad` with these arguments; a failure ends the benchmark."""
     if cli.main(arguments):
         sys.exit(f"uad {' '.join(arguments)} failed")
+
+
+def with_network(name: str, weights: "Path | str") -> "list[str]":
+    """The flags of `uad fit` for a backbone or a patch network."""
+    return ["--model.network" if name in NETWORKS else "--model.backbone", name, "--model.weights", str(weights)]
 
 
 def tested(model: Path, report: Path, reference: Path, data: str, runtime: "str | None" = None) -> "dict[str, Any]":

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from commands import command
+from commands import command, with_network
 from machine import footer, machine
 
 from engines.benchmark import ROUNDS, benchmark, worker_command
@@ -55,7 +55,7 @@ def main() -> None:
 
 def _make_files(folder: Path, model: str, backbone: str, *setting: str) -> "dict[str, Path]":
     draw_dataset(folder / "images", n_train=4, n_test_good=0, n_test_defect=0)
-    settings = ["--model", model, "--model.backbone", backbone, "--model.weights", "none", "--trainer.max_steps", "1"]
+    settings = ["--model", model, *with_network(backbone, "none"), "--trainer.max_steps", "1"]
     settings += [f"--model.{setting[0]}", setting[1]] if setting else []
     command(["fit", "--data.root", str(folder / "images"), "--out", str(folder / "run"), *settings])
     files = {"ckpt": (folder / "run" / "model.ckpt").rename(folder / "model.ckpt")}

@@ -27,7 +27,13 @@ from uad.evaluation.metrics import image_auroc
 from uad.tables import markdown
 from uad.training.torch_engine import TorchEngine
 
-NAMES = {"stfpm": "STFPM", "dcam": "DCAM", "reverse_distillation": "Reverse Distillation"}
+NAMES = {
+    "stfpm": "STFPM",
+    "dcam": "DCAM",
+    "reverse_distillation": "Reverse Distillation",
+    "efficient_ad": "EfficientAD",
+    "uninformed_students": "Uninformed Students",
+}
 TICKS = (500, 1000, 2000, 4000)  # of the picture, steps
 
 
@@ -57,9 +63,9 @@ def judged(run: Path) -> "dict[str, Any]":
     settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     with open(run / "train.csv", newline="", encoding="utf-8") as file:
         *_, last = csv.DictReader(file)
-    tested = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["classes"]
+    model, tested = settings["model"], json.loads((run / "metrics.json").read_text(encoding="utf-8"))["classes"]
     return {
-        "model": " on ".join((NAMES[settings["model"]["name"]], settings["model"]["backbone"])),
+        "model": " on ".join((NAMES[model["name"]], model.get("backbone") or model["network"])),
         "root": Path(settings["data"]["root"]).name,
         "epochs": int(last["epoch"]) + 1,
         "steps": int(last["step"]),

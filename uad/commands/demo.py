@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple
 from engines.cpu import cpu_flags, saturates
 from engines.files import make_folder
 from uad.commands import bench, export, fit, predict, test
-from uad.data.synthetic import GOOD, PRODUCTS, draw_dataset
+from uad.data.synthetic import DEMO, GOOD, draw_dataset
 from uad.options import about, parse, settle
 from uad.tables import markdown
 
@@ -64,13 +64,13 @@ def demo(options: DemoOptions) -> str:
         COMMANDS[command[0]](command[1:])
     model, tests, predictions = (
         out / "model.int8.onnx",
-        [images / name / "test" for name in PRODUCTS],
+        [images / name / "test" for name in DEMO],
         out / "predictions",
     )
     print(f"\n$ uad predict {model} {' '.join(map(str, tests))} --out {predictions}", flush=True)
     sheet = out / "sheet.png"
     found = first_of_each(predict.predict(predict.PredictOptions(model, tests, predictions)))
-    contact_sheet([found[name, is_good] for name in PRODUCTS for is_good in (True, False)], sheet)
+    contact_sheet([found[name, is_good] for name in DEMO for is_good in (True, False)], sheet)
     return "\n".join(["", _table(out), EXPLANATION, f"Look at what it saw: {sheet}"])
 
 

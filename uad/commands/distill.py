@@ -1,4 +1,4 @@
-"""`uad distill`: make the small teacher that EfficientAD needs, from a large network and any images."""
+"""`uad distill`: make the small teacher of EfficientAD or Uninformed Students from a large network and any images."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,14 @@ class DistillOptions:
     out: Path = field(metadata=about("file for the teacher, which --model.weights takes"))
     backbone: str = field(default="efficientnet_lite0", metadata=about("the large network"))
     weights: str = field(default="imagenet", metadata=about("of it: imagenet, or a file of published weights"))
-    network: Literal["pdn_s", "pdn_m"] = field(default="pdn_s", metadata=about("the small one, as in EfficientAD"))
+    network: Literal["pdn_s", "pdn_m", "patch17", "patch33", "patch65"] = field(
+        default="pdn_s", metadata=about("the small one: pdn_s or pdn_m for EfficientAD, else for Uninformed Students")
+    )
     image_size: int = field(default=256, metadata=about("side of the images that the small network sees, pixels"))
     steps: int = field(default=10000, metadata=about("how many; the paper takes 60,000 of 16 images of ImageNet"))
     batch_size: int = field(default=8, metadata=about("images in a step"))
     lr: float = field(default=1e-4, metadata=about("learning rate of AdamW"))
+    precision: Literal["bf16-mixed", "32-true"] = field(default="bf16-mixed", metadata=about("of the arithmetic"))
     seed: int = field(default=0, metadata=about("of the weights to begin with and of the order of the images"))
 
     def __post_init__(self) -> None:
@@ -58,14 +61,15 @@ def distill(options: DistillOptions) -> float:
         raise DataError(f"no image in {options.images}")
     seed_everything(options.seed, verbose=False)
     what = Distillation(
-        options.network,
-        options.backbone,
-        options.weights,
-        options.image_size,
-        options.steps,
-        options.batch_size,
-        options.lr,
-        options.seed,
+        network=options.network,
+        backbone=options.backbone,
+        weights=options.weights,
+        size=options.image_size,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        seed=options.seed,
+        precision=options.precision,
     )
     with progress(f"Distilling {options.network} from {options.backbone}", options.steps) as step:
         return train(what, samples, options.out, step)

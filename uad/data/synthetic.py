@@ -1,9 +1,11 @@
-"""Draws the image set of `uad demo`: five small factory products in the MVTec AD folder layout.
+"""Draws the image set of `uad demo`: small factory products in the MVTec AD folder layout.
 
 A first run should need no download, so the products are drawn by code: two textures (denim `fabric` and
 `brushed_metal`) and three objects (a `gear`, a circuit `board` and a `gasket`, whose background is
-saturated), each with three kinds of defect. Good images vary as photographs of one product do (position,
-yarn, grain, lighting, sensor noise), so that a model has something to learn.
+saturated), each with three kinds of defect. A sixth, the `tray`, is not in the demo: its defects are logical,
+which means that each of its places looks as on some good image, and only the whole is wrong.
+Good images vary as photographs of one product do (position, yarn, grain, lighting, sensor noise), so that a
+model has something to learn.
 
 A picture is made in three steps, each with random numbers of its own: the good product is drawn at twice
 the size (`Scene`), a defect repaints part of it, and `_photograph` lights it, shrinks it and adds noise.
@@ -33,6 +35,7 @@ _TAU = 2 * np.pi
 def draw_dataset(
     root: Path,
     *,
+    classes: Sequence[str] = (),
     size: int = 128,
     n_train: int = 40,
     n_test_good: int = 12,
@@ -47,6 +50,7 @@ def draw_dataset(
     Args:
         root: Folder to fill with CLASS/train/good, CLASS/test/good, CLASS/test/KIND and
             CLASS/ground_truth/KIND; it is created if missing.
+        classes: keys of `PRODUCTS`; those of the demo if not given.
         size: Side of the square images in pixels, at least 32.
         n_train: Good training images per class.
         n_test_good: Good test images per class.
@@ -56,13 +60,15 @@ def draw_dataset(
     Returns:
         The class names, in the order drawn.
     """
-    for name, product in PRODUCTS.items():
+    names = list(classes) or DEMO
+    for name in names:
+        product = PRODUCTS[name]
         _write_images(root, name, "train", GOOD, n_train, size, seed)
         _write_images(root, name, "test", GOOD, n_test_good, size, seed)
         for index, kind in enumerate(product.defects):
             count = len(range(index, n_test_defect, len(product.defects)))
             _write_images(root, name, "test", kind, count, size, seed)
-    return list(PRODUCTS)
+    return names
 
 
 def draw_image(
@@ -135,8 +141,8 @@ class Scene:
     x: Array  # (n, n), place of each pixel on the product
     y: Array
     body: Mask  # (n, n), where a surface defect can be
-    parts: int = 0  # number of parts that can be missing
-    without: Callable[[int], Array] = lambda part: np.zeros(0)  # redraws the image lacking a part
+    parts: int = 0  # number of parts that can be wrong
+    without: Callable[[int], Array] = lambda part: np.zeros(0)  # redraws the image with that part missing, or doubled
 
 
 def _grid(side: int) -> tuple[Array, Array]:
@@ -259,7 +265,11 @@ def _rust(scene: Scene, rng: Rng) -> tuple[Array, Mask]:
 
 
 def _missing_part(scene: Scene, rng: Rng) -> tuple[Array, Mask]:
-    image = scene.without(int(rng.integers(scene.parts)))
+    return _redrawn(scene, int(rng.integers(scene.parts)))
+
+
+def _redrawn(scene: Scene, part: int) -> tuple[Array, Mask]:
+    image = scene.without(part)
     return image, np.abs(image - scene.image).max(axis=-1) > 0.03
 
 
@@ -505,6 +515,43 @@ def _hair(scene: Scene, rng: Rng) -> tuple[Array, Mask]:
     return _paint(scene.image, field, (0.1, 0.08, 0.07)), field < 0.0
 
 
+# Tray
+
+_POCKETS = (-0.24, 0.24)  # x of their middle
+_POCKET, _PLUG = 0.13, 0.10  # radii
+_BRASS = (0.78, 0.62, 0.30)
+
+
+def _draw_tray(rng: Rng, side: int) -> Scene:
+    """A tray with two pockets far apart, one of which, by chance, holds a brass plug."""
+    x, y = _lay(side, rng, turn=0.03, shift=0.01)
+    tray = _tint(0.34 + 0.02 * _noise(side, rng, 50, 50), (0.9, 1.0, 1.1))
+    for place in _POCKETS:
+        pocket = _disc(x - place, y, _POCKET)
+        tray = _paint(tray, pocket, (0.15, 0.16, 0.18)) - 0.1 * _relief(pocket, 0.02)[..., None]
+    play = rng.uniform(-0.006, 0.006, (2, 2)).tolist()
+    brass = _tint(1 + 0.05 * _noise(side, rng, 40, 40), _BRASS)
+
+    def draw(plugs: Sequence[int]) -> Array:
+        image = tray
+        for plug in plugs:
+            dx, dy = play[plug]
+            field = _disc(x - _POCKETS[plug] - dx, y - dy, _PLUG)
+            image = _paint_body(image, np.maximum(field, 0.035 - field - _PLUG), brass)
+        return image
+
+    full = int(rng.integers(2))
+    return Scene(draw([full]), x, y, np.ones(x.shape, dtype=bool), 2, lambda part: draw([[], [0, 1]][part]))
+
+
+def _missing_plug(scene: Scene, rng: Rng) -> tuple[Array, Mask]:
+    return _redrawn(scene, 0)
+
+
+def _doubled_plug(scene: Scene, rng: Rng) -> tuple[Array, Mask]:
+    return _redrawn(scene, 1)
+
+
 # The data set
 
 
@@ -524,4 +571,6 @@ PRODUCTS = {
         _draw_board, {"missing_part": _missing_part, "scratch": _scratch, "solder_bridge": _solder_bridge}
     ),
     "gasket": Product(_draw_gasket, {"tear": _tear, "burr": _burr, "hair": _hair}),
+    "tray": Product(_draw_tray, {"missing_plug": _missing_plug, "doubled_plug": _doubled_plug}),
 }
+DEMO = [name for name in PRODUCTS if name != "tray"]

@@ -13,6 +13,7 @@ MODELS: Dict[str, str] = {
     "dcam": "uad.models.dcam:DCAM",
     "reverse_distillation": "uad.models.reverse_distillation:ReverseDistillation",
     "efficient_ad": "uad.models.efficient_ad:EfficientAD",
+    "uninformed_students": "uad.models.uninformed_students:UninformedStudents",
 }
 
 

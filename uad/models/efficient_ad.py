@@ -19,7 +19,7 @@ Differs from the paper:
 """
 
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Literal, Tuple
+from typing import Any, List, Literal, Tuple
 
 import numpy as np
 import torch
@@ -32,66 +32,25 @@ from uad.data.folder import draw, load_images, train_samples
 from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from uad.models.base import Model, not_negative
 from uad.models.layers import Normalize, Standardize, fit_standardization
-from uad.models.pdn import CHANNELS, STRIDE, load_teacher, patch_network
-from uad.models.readout import ReadOut, ReadOutName, RegionalReadOut, Seen, nearest_class, take_shapes
+from uad.models.patch_networks import PatchNetwork, load_teacher, network_of, patch_network
+from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut, Seen
 
 HARD = 0.001  # of the squared errors of a batch, which alone count
 CODE = 64  # numbers that the autoencoder keeps of an image
 COARSE = 4  # cells of a side that the regional read-out averages in the autoencoder's map, which is no sharper
-LOW, HIGH, SPAN = 0.9, 0.995, 0.1  # quantiles of the pixels of good images, which become 0 and 0.1
+LOW, HIGH, SPAN = 0.9, 0.995, 0.1  # quantiles of the pixels of good images, which become 0 and 0.1 in the mean map
 PENALTY_IMAGES = 256  # of its folder, which are kept in memory
 JITTER = (0.8, 1.2)  # of brightness, contrast or saturation, of what the autoencoder is shown
 
 
-class QuantileReadOut(nn.Module):
-    """Maps on the scale of their quantiles on held-out good images of the class, averaged; the score is the maximum.
-
-        centroids    (classes, C) of pooled features, in units of `spread` (C,), which tell the class
-        low, high    (classes, maps) quantiles of the pixels of each map
-
-    Args:
-        channels: C.
-    """
-
-    centroids: Tensor
-    spread: Tensor
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("centroids", torch.zeros(1, channels))
-        self.register_buffer("spread", torch.ones(channels))
-        self.register_buffer("low", torch.zeros(1, 2))
-        self.register_buffer("high", torch.ones(1, 2))
-
-    def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
-        """What is below the lower quantile in the mean counts as 0: a map of ours is never negative."""
-        nearest = nearest_class(pooled, self.spread, self.centroids)
-        low, high = self.low[nearest][..., None, None], self.high[nearest][..., None, None]
-        scaled = SPAN * (torch.cat(maps, dim=1) - low) / (high - low)
-        joined = scaled.mean(dim=1).clamp_min(0.0)
-        return joined.flatten(1).amax(dim=1), joined
-
-    @torch.no_grad()
-    def fit(self, batches: Iterable[Seen], classes: int) -> None:
-        """Fit every buffer to held-out good images; every class is among them."""
-        maps, pooled, label = zip(*((torch.cat(maps, dim=1), pooled, label) for maps, pooled, label in batches))
-        pixels, features, labels = torch.cat(maps).flatten(2), torch.cat(pooled), torch.cat(label)
-        members = [labels == index for index in range(classes)]
-        of_class = [pixels[member].transpose(0, 1).flatten(1).double().cpu().numpy() for member in members]
-        low, high = (np.stack([np.quantile(each, q, axis=1) for each in of_class]) for q in (LOW, HIGH))
-        self.low, self.high = (torch.from_numpy(each).to(pixels) for each in (low, np.maximum(high, low + 1e-6)))
-        self.spread = features.std(dim=0, correction=0).clamp_min(1e-3)
-        self.centroids = torch.stack([features[member].mean(dim=0) for member in members]) / self.spread
-
-    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
-        take_shapes(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+def quantiles(pixels: Pixels) -> Tuple[Pixels, Pixels]:
+    """Shift and unit of maps (L, pixels) that bring `LOW` to 0 and `HIGH` to `SPAN`, as shares of their mean."""
+    low, high = np.quantile(pixels, (LOW, HIGH), axis=1)
+    return low, len(pixels) * (high - low) / SPAN
 
 
 class Student(nn.Module):
-    """(N, 3, H, W) normalised image -> (N, CHANNELS, H/4, W/4) twice: what it says of the teacher, of the autoencoder.
+    """(N, 3, H, W) normalised image -> (N, C, H/4, W/4) twice: what it says of the teacher, of the autoencoder.
 
     One network whose last convolution is the paper's, cut in two: nothing has to be sliced.
     """
@@ -108,12 +67,12 @@ class Student(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """(N, 3, H, W) normalised image -> (N, CHANNELS, H/4, W/4), through `CODE` numbers of the whole image.
+    """(N, 3, H, W) normalised image -> (N, channels, H/4, W/4), through `CODE` numbers of the whole image.
 
     It is made for images of one size: see `take_size`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         layers: List[nn.Module] = []
         for inputs, outputs in zip((3, 32, 32, 64, 64), (32, 32, 64, 64, 64)):
@@ -124,7 +83,7 @@ class Autoencoder(nn.Module):
         for _ in range(3):
             layers += [nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(), nn.Dropout(0.2)]
             layers += [nn.Upsample(scale_factor=2.0, mode="bilinear")]
-        self.decoder = nn.Sequential(*layers, nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, CHANNELS, 3, 1, 1))
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, channels, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """To the code and back."""
@@ -143,13 +102,15 @@ class EfficientADHead(nn.Module):
 
     readout: ReadOut
 
-    def __init__(self, readout: ReadOutName) -> None:
+    def __init__(self, teacher: PatchNetwork, readout: ReadOutName) -> None:
         super().__init__()
-        self.standardize = Standardize(CHANNELS)
+        channels, strides = teacher.channels, (teacher.stride, COARSE * teacher.stride)
+        self.standardize = Standardize(channels)
         self.is_regional = readout == "regional"
-        coarse = COARSE * STRIDE
-        own = RegionalReadOut((STRIDE, coarse), CHANNELS, (1.5, 1.5)) if self.is_regional else QuantileReadOut(CHANNELS)
-        self.readout = own
+        if self.is_regional:
+            self.readout = RegionalReadOut(strides, channels, (teacher.offset,) * 2)
+        else:
+            self.readout = ScaledReadOut(2, channels, quantiles)
 
     def forward(self, teacher: Tensor, student: Tuple[Tensor, Tensor], restored: Tensor) -> Tuple[Tensor, Tensor]:
         """Read off the distances."""
@@ -165,7 +126,7 @@ class EfficientADHead(nn.Module):
 
 
 def pooled(teacher: Tensor) -> Tensor:
-    """(N, CHANNELS): the mean description, which tells of which class an image is."""
+    """(N, C): the mean description, which tells of which class an image is."""
     return teacher.float().mean(dim=(2, 3))
 
 
@@ -179,8 +140,8 @@ class ThreeNetworks(nn.Module):
         if weights != "none":
             load_teacher(self.teacher, network, Path(weights))
         self.student = Student(network)
-        self.autoencoder = Autoencoder()
-        self.head = EfficientADHead(readout)
+        self.autoencoder = Autoencoder(network_of(network).channels)
+        self.head = EfficientADHead(network_of(network), readout)
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
         """Nothing is computed here."""
@@ -227,7 +188,7 @@ class EfficientAD(Model):
         self.config = dict(weights=weights, network=network, lr=lr, weight_decay=weight_decay, penalty=penalty)
         self.config.update(readout=readout)
         self.network = ThreeNetworks(network, weights, readout).to(memory_format=torch.channels_last)
-        self.description = {"model": "efficient_ad", "backbone": network, "map_stride": STRIDE}
+        self.description = {"model": "efficient_ad", "backbone": network, "map_stride": network_of(network).stride}
         self.description.update(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
         self.lr = lr
         self.weight_decay = weight_decay

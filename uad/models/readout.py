@@ -6,8 +6,10 @@ features (N, C) that tell of which class an image is. Its map is on the finest g
 
 import functools
 import operator
-from typing import Any, Dict, Iterable, List, Literal, NamedTuple, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Literal, NamedTuple, Protocol, Sequence, Tuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from uad.models.layers import back_by, enlarge, gaussian, pixel_count
 SMOOTHING = 1.0  # standard deviation of the Gaussian on the joined map, in map pixels
 TOP_FRACTION = 0.003  # of the joined map's pixels, whose mean is the score
 ReadOutName = Literal["regional", "paper"]
+Pixels = npt.NDArray[np.float64]
 
 
 class Seen(NamedTuple):
@@ -63,6 +66,57 @@ class ProductReadOut(nn.Module):
 
     def fit(self, batches: Iterable[Seen], classes: int) -> None:
         """Nothing is needed."""
+
+
+class ScaledReadOut(nn.Module):
+    """Maps of one grid, each on its scale of good images of the class, added up; the score is the greatest pixel.
+
+        centroids    (classes, C) of pooled features, in units of `spread` (C,), which tell the class
+        shift, unit  (classes, L) of each map: a pixel counts as (pixel - shift) / unit
+
+    What is below 0 in the sum counts as 0: a map of ours is never negative.
+
+    Args:
+        maps: L.
+        channels: C.
+        scale: the pixels of each map on good images of a class, (L, pixels) float64 -> shift and unit, (L,) each.
+    """
+
+    centroids: Tensor
+    spread: Tensor
+    shift: Tensor
+    unit: Tensor
+
+    def __init__(self, maps: int, channels: int, scale: Callable[[Pixels], Tuple[Pixels, Pixels]]) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("centroids", torch.zeros(1, channels))
+        self.register_buffer("spread", torch.ones(channels))
+        self.register_buffer("shift", torch.zeros(1, maps))
+        self.register_buffer("unit", torch.ones(1, maps))
+
+    def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
+        """The class is looked up by its centroid."""
+        nearest = nearest_class(pooled, self.spread, self.centroids)
+        shift, unit = self.shift[nearest][..., None, None], self.unit[nearest][..., None, None]
+        joined = ((torch.cat(maps, dim=1) - shift) / unit).sum(dim=1).clamp_min(0.0)
+        return joined.flatten(1).amax(dim=1), joined
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Seen], classes: int) -> None:
+        """Fit every buffer to good images; every class is among them."""
+        maps, pooled, label = zip(*((torch.cat(maps, dim=1), pooled, label) for maps, pooled, label in batches))
+        pixels, features, labels = torch.cat(maps).flatten(2), torch.cat(pooled), torch.cat(label)
+        members = [labels == index for index in range(classes)]
+        of_class = (pixels[member].transpose(0, 1).flatten(1).double().cpu().numpy() for member in members)
+        shift, unit = (np.stack(each) for each in zip(*map(self.scale, of_class)))
+        self.shift, self.unit = (torch.from_numpy(each).to(pixels) for each in (shift, np.maximum(unit, 1e-6)))
+        self.spread = features.std(dim=0, correction=0).clamp_min(1e-3)
+        self.centroids = torch.stack([features[member].mean(dim=0) for member in members]) / self.spread
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
+        take_shapes(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class RegionalReadOut(nn.Module):

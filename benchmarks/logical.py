@@ -22,7 +22,7 @@ from uad import cli
 from uad.data.folder import load_images, test_samples
 from uad.data.synthetic import GOOD, PRODUCTS, draw_dataset
 from uad.evaluation.metrics import image_auroc
-from uad.models.efficient_ad import pooled
+from uad.models.patch_networks import pooled
 from uad.models.readout import nearest_class
 from uad.tables import markdown
 from uad.training.checkpoint import load_checkpoint

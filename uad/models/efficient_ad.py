@@ -18,6 +18,7 @@ Differs from the paper:
 - AdamW and one cycle of the learning rate, and larger batches, instead of 70,000 steps of one image.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, List, Literal, Tuple
 
@@ -27,12 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as colour
 
+from engines.errors import Doubt
 from uad.data.batches import Batch, GoodImages
 from uad.data.folder import draw, load_images, train_samples
 from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from uad.models.base import Model, not_negative
 from uad.models.layers import Normalize, Standardize, fit_standardization
-from uad.models.patch_networks import PatchNetwork, load_teacher, network_of, patch_network
+from uad.models.patch_networks import PatchNetwork, network_of, patch_network, patch_teacher, pooled
 from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut, Seen
 
 HARD = 0.001  # of the squared errors of a batch, which alone count
@@ -125,20 +127,13 @@ class EfficientADHead(nn.Module):
         return [local, F.avg_pool2d(whole, COARSE) if self.is_regional else whole]
 
 
-def pooled(teacher: Tensor) -> Tensor:
-    """(N, C): the mean description, which tells of which class an image is."""
-    return teacher.float().mean(dim=(2, 3))
-
-
 class ThreeNetworks(nn.Module):
     """The network that is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, H/4, W/4)."""
 
     def __init__(self, network: str, weights: str, readout: ReadOutName) -> None:
         super().__init__()
         self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
-        self.teacher = patch_network(network).requires_grad_(False).eval()
-        if weights != "none":
-            load_teacher(self.teacher, network, Path(weights))
+        self.teacher = patch_teacher(network, weights)
         self.student = Student(network)
         self.autoencoder = Autoencoder(network_of(network).channels)
         self.head = EfficientADHead(network_of(network), readout)
@@ -244,7 +239,10 @@ class EfficientAD(Model):
         Raises:
             DataError: the folder holds none, or one that cannot be read.
         """
-        if self.penalty:
+        if not self.penalty:
+            note = "no --model.penalty folder of other images, so the student may follow the teacher on defects, too"
+            warnings.warn(note, Doubt, stacklevel=2)
+        else:
             size = self.trainer.datamodule.size  # type: ignore[attr-defined]
             samples = draw(train_samples(Path(self.penalty)), PENALTY_IMAGES, seed=0)
             self.other_images = torch.from_numpy(load_images(samples, size))

@@ -15,7 +15,7 @@ paper's leaky ReLU, whose slope is 0.005.
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Tuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from engines.errors import UserError
 from uad.errors import CheckpointError
@@ -104,12 +104,28 @@ def patch_network(name: str, padded: bool = True) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])  # the description itself may be negative
 
 
-def load_teacher(teacher: nn.Module, network: str, path: Path) -> None:
-    """Take the weights of a teacher that `uad distill` wrote.
+def patch_teacher(network: str, weights: str) -> nn.Sequential:
+    """A network that is not trained any more.
+
+    Args:
+        network: in `NETWORKS`.
+        weights: a file that `uad distill` wrote, or none (random).
 
     Raises:
         CheckpointError: the file is missing, damaged, no teacher, or one of another network.
     """
+    teacher = patch_network(network).requires_grad_(False).eval()
+    if weights != "none":
+        _load(teacher, network, Path(weights))
+    return teacher
+
+
+def pooled(description: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N, C) float32: the mean description, which tells of which class an image is."""
+    return description.float().mean(dim=(2, 3))
+
+
+def _load(teacher: nn.Module, network: str, path: Path) -> None:
     content = load_safely(path)
     if content.get("program") != "uad" or "distilled" not in content:
         raise CheckpointError(f"{path} is no teacher that uad distill wrote")

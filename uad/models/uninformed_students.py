@@ -17,7 +17,6 @@ Differs from the paper:
   the weights that they begin with.
 """
 
-from pathlib import Path
 from typing import Any, List, Literal, Tuple
 
 import torch
@@ -27,7 +26,7 @@ from uad.data.batches import Batch, GoodImages
 from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from uad.models.base import Model, not_negative
 from uad.models.layers import Normalize, Standardize, fit_standardization
-from uad.models.patch_networks import PatchNetwork, load_teacher, network_of, patch_network
+from uad.models.patch_networks import PatchNetwork, network_of, patch_network, patch_teacher, pooled
 from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut, Seen
 
 STUDENTS = 3
@@ -65,20 +64,13 @@ class EnsembleHead(nn.Module):
         return [error, torch.stack(apart).mean(dim=0)]
 
 
-def pooled(teacher: Tensor) -> Tensor:
-    """(N, C): the mean description, which tells of which class an image is."""
-    return teacher.float().mean(dim=(2, 3))
-
-
 class TeacherAndStudents(nn.Module):
     """The network that is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, h, w)."""
 
     def __init__(self, network: str, weights: str, readout: ReadOutName) -> None:
         super().__init__()
         self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
-        self.teacher = patch_network(network).requires_grad_(False).eval()
-        if weights != "none":
-            load_teacher(self.teacher, network, Path(weights))
+        self.teacher = patch_teacher(network, weights)
         self.students = nn.ModuleList(patch_network(network) for _ in range(STUDENTS))
         self.head = EnsembleHead(network_of(network), readout)
 

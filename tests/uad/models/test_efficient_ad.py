@@ -82,7 +82,9 @@ def test_the_code_of_the_autoencoder_is_64_numbers_of_the_whole_image(model: Any
     assert restored.shape == (2, CHANNELS, SIZE[0] // STRIDE, SIZE[1] // STRIDE)
 
 
-def test_the_penalty_reads_its_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_penalty_reads_its_folder_and_its_absence_is_said(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for index in range(4):
         save(noise(index), tmp_path / "images" / f"{index}.png")
         save(noise(50 + index), tmp_path / "others" / f"{index}.png")
@@ -98,7 +100,11 @@ def test_the_penalty_reads_its_folder(tmp_path: Any, monkeypatch: pytest.MonkeyP
     fit += ["--data.root", str(tmp_path / "images"), "--data.image_size", "64", "--trainer.max_epochs", "1"]
     assert cli.main([*fit, "--out", str(tmp_path / "run")]) == 0
     assert used and all(len(each) == 4 for each in used)
+    assert "--model.penalty" not in capsys.readouterr().err
     assert {int(each.float().sum()) for each in used[0]} == {int(noise(50 + i).sum()) for i in range(4)}
+    del fit[5:7]
+    assert cli.main([*fit, "--out", str(tmp_path / "without")]) == 0
+    assert "no --model.penalty folder" in capsys.readouterr().err
 
 
 def test_quantiles_of_good_pixels_become_0_and_a_tenth_class_by_class() -> None:

@@ -23,6 +23,7 @@ from typing import IO, Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 
 import engines
+from engines import jetson
 from engines.errors import UserError, doubts_as_lines
 
 ROUNDS = 5  # turns of each model
@@ -147,7 +148,12 @@ def benchmark(
         UserError: a model cannot be loaded.
     """
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker(command)) for command in commands]
+        workers, taken_mb = [], []
+        for command in commands:
+            before = jetson.memory_available_mb()
+            workers.append(stack.enter_context(Worker(command)))
+            after = jetson.memory_available_mb()
+            taken_mb.append(before - after if jetson.is_jetson() and before and after else None)
         runs: List[List[Run]] = [[] for _ in workers]
         for turn in range(ROUNDS):
             for worker, measured in zip(workers, runs):
@@ -157,9 +163,9 @@ def benchmark(
                     measured += worker.measure(0.2)
             progress()
         reports: List[Dict[str, Any]] = []
-        for path, worker, measured in zip(paths, workers, runs):
+        for path, worker, measured, mb in zip(paths, workers, runs, taken_mb):
             report = dict(worker.description, model=path, **summarize(measured, worker.description["batch"]))
-            report.update(worker.memory())
+            report.update(worker.memory(), unified_mb=mb)
             report["file_mb"] = Path(path).stat().st_size / 1e6
             report["ratio_to_first"] = report["latency_ms"]["p50"] / (reports or [report])[0]["latency_ms"]["p50"]
             reports.append(report)

@@ -79,6 +79,8 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
     on_gpu = any(report["device_mem_mb"] is not None for report in reports)
     parts = next((list(report["parts_ms"]) for report in reports if on_gpu and report["parts_ms"]), [])
     header += [*(f"{name.replace('_', ' ')} ms" for name in parts), "GPU MB"] if on_gpu else []
+    shared = any(report.get("unified_mb") is not None for report in reports)
+    header += ["shared MB"] if shared else []
     rows = []
     for report in reports:
         latency = report["latency_ms"]
@@ -91,8 +93,24 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
             found = report["parts_ms"] or {}
             row += [_fraction(found[name]["p50"] if name in found else None) for name in parts]
             row.append(_fraction(report["device_mem_mb"], 0))
+        row += [_fraction(report["unified_mb"], 0)] if shared else []
         rows.append(row)
     return markdown(header, rows)
+
+
+def jetson_lines(seen: Dict[str, Any]) -> str:
+    """What a Jetson said of itself (`engines.jetson.Watch.report`), and each doubt as a line of its own."""
+    clocks = [f"{name} at {_span(seen[key])} MHz" for name, key in (("GPU", "gpu_mhz_range"), ("CPU", "cpu_mhz_range"))]
+    module = [seen["module"] or "Jetson", seen["release"] or "release unknown"]
+    lines = [", ".join([*module, f"power mode {seen['power_mode'] or 'unknown'}", *clocks])]
+    watts = [f"{rail} {mw['mean'] / 1e3:.1f} W (most {mw['max'] / 1e3:.1f})" for rail, mw in seen["power_mw"].items()]
+    heat = [f"{zone} {degrees['max']:.0f} °C" for zone, degrees in seen["celsius"].items()]
+    lines += [f"{name}: {', '.join(told)}" for name, told in (("power", watts), ("hottest", heat)) if told]
+    return "\n".join([*lines, *(f"doubt: {doubt}" for doubt in seen["doubts"])])
+
+
+def _span(values: Optional[Sequence[float]]) -> str:
+    return "an unknown number of" if not values else " to ".join(f"{value:.0f}" for value in dict.fromkeys(values))
 
 
 def layer_table(reports: Sequence["LayerReport"], judged_on: str) -> str:

@@ -30,6 +30,7 @@ KEYS = {
     "runs",
     "ram_mb",
     "ram_peak_mb",
+    "unified_mb",
     "device_mem_mb",
     "file_mb",
     "load_s",

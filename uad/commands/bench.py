@@ -1,5 +1,7 @@
 """`uad bench`: how fast and how big models are."""
 
+import contextlib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -47,6 +49,7 @@ def bench(options: BenchOptions) -> List[Dict[str, Any]]:
 
 
 def _measure(options: BenchOptions) -> List[Dict[str, Any]]:
+    from engines import jetson
     from engines.benchmark import ROUNDS, benchmark
     from uad.open import keep_descriptions, worker_command
     from uad.progress import progress
@@ -54,16 +57,23 @@ def _measure(options: BenchOptions) -> List[Dict[str, Any]]:
     keep_descriptions(options.models, [options.json])
     check_output(options.json, "--json")
     commands = [worker_command(path, options.runtime, options.batch, options.threads) for path in options.models]
-    with progress("Measuring in turns", ROUNDS) as step:
-        return benchmark([str(path) for path in options.models], commands, options.seconds, step)
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(jetson.Watch()) if jetson.is_jetson() else None
+        step = stack.enter_context(progress("Measuring in turns", ROUNDS))
+        reports = benchmark([str(path) for path in options.models], commands, options.seconds, step)
+    seen = watch.report(options.seconds) if watch else None
+    return [{**report, "jetson": seen} for report in reports]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, and print a table, before what could go wrong with the file."""
-    from uad.tables import benchmark_table
+    from uad.tables import benchmark_table, jetson_lines
 
     options = parse(BenchOptions, arguments, "bench")
     reports = _measure(options)
-    print(benchmark_table(reports), flush=True)
+    print(benchmark_table(reports))
+    if reports[0]["jetson"]:
+        print("\n" + jetson_lines(reports[0]["jetson"]))
+    sys.stdout.flush()
     if options.json is not None:
         write_json(options.json, reports)

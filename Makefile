@@ -2,13 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format
+# What the Jetson runs: its Python where there is one, else this one, with its versions and without torch.
+PYTHON38 ?= $(firstword $(shell python3.8 -c "import sys; print(sys.executable)" 2>/dev/null) $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python) $(PYTHON))
+JETSON_TESTS := tests/engines tests/export tests/uad/commands tests/uad/evaluation tests/uad/data \
+	tests/uad/test_cli.py tests/uad/test_options.py tests/uad/test_progress.py tests/uad/test_tables.py
+
+.PHONY: demo test jetson check format
 
 demo: .venv/installed
 	$(BIN)/uad demo --out demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+jetson: .venv-jetson/installed
+	.venv-jetson/bin/python --version
+	.venv-jetson/bin/python -m pytest $(JETSON_TESTS)
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -23,4 +32,10 @@ format: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv-jetson/installed: pyproject.toml docker/jetson-constraints.txt
+	$(PYTHON38) -m venv .venv-jetson
+	.venv-jetson/bin/python -m pip install --quiet --constraint docker/jetson-constraints.txt \
+		numpy pillow onnx onnxruntime scikit-learn scipy jsonargparse rich polygraphy pytest pytest-timeout
 	touch $@

@@ -87,14 +87,13 @@ def _opened(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
     try:
         if Path(path).stat().st_size == 0:
             raise ImageFileError(f"{path} (empty file)")
-        with Image.open(path) as file:
+        with contextlib.closing(Image.open(path)) as file:  # Pillow's own context keeps the pixels
             megapixels = file.size[0] * file.size[1] / 1e6
             if megapixels > _allowed:
                 raise ImageFileError(
                     f"{path} ({megapixels:.0f} megapixels, {_allowed:g} are allowed: --max-megapixels raises that)"
                 )
             yield file
-            file.close()  # which gives its pixels back now, whoever still names it
     except ImageFileError:
         raise
     except FileNotFoundError as error:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pytest

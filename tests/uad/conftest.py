@@ -1,5 +1,7 @@
 """One tiny trained model for all the tests of this folder."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

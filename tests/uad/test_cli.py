@@ -1,5 +1,7 @@
 """The commands of the contract on tiny images, and every mistake answered by one line and exit code 2."""
 
+from __future__ import annotations
+
 import csv
 import json
 import os
@@ -40,7 +42,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS if name != "fit")])
-def test_help_imports_nothing_heavy(arguments: "list[str]") -> None:
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS_NOTHING_HEAVY, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: uad")

@@ -10,8 +10,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pytest

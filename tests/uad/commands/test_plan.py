@@ -94,6 +94,25 @@ def test_from_a_float_file_to_a_measured_int8_plan(
     np.testing.assert_allclose(plan_scores, file_scores, rtol=0.05)  # ONNX Runtime rounds once more: engines.unsigned
 
 
+def test_the_commands_of_the_jetsons_guide_run_one_after_the_other(uad: Run, root: Path, tmp_path: Path) -> None:
+    """As the first owner of a Jetson types them, in a folder with model.onnx, IMAGES and PHOTOS."""
+    blocks = (TESTS.parent / "docs" / "jetson.md").read_text(encoding="utf-8").split("```\n")[1::2]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("uad ")]
+    commands = [shlex.split(line)[1:] for line in lines]
+    assert [command[0] for command in commands] == ["doctor", "export", "test", "bench", "predict"]
+    save_tiny(tmp_path / "model.onnx", with_readout())
+    (tmp_path / "IMAGES").symlink_to(root)
+    (tmp_path / "PHOTOS").symlink_to(root / "bolt" / "test")
+    said = {}
+    for command in commands:
+        done = uad(*(word if word != "60" else "0.1" for word in command))
+        assert done.returncode == 0, done.stderr
+        said[command[0]] = done.stdout
+    assert "tensorrt: works" in said["doctor"] and "MB by TensorRT 8.5.2" in said["export"]
+    assert "Spearman" in said["test"] and "copy in ms" in said["bench"] and "GPU MB" in said["bench"]
+    assert (tmp_path / "RESULTS" / "predictions.csv").is_file()
+
+
 def test_test_agrees_with_the_file_that_the_plan_was_built_from(
     uad: Run, model: Path, root: Path, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def test_auto_needs_a_folder(error_of: Callable[..., str], model: Path, tmp_path
 
 
 def test_explain_into_a_file_is_refused(error_of: Callable[..., str], model: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     (tmp_path / "file").write_text("in the way")
     export = ("export", model, "--out", tmp_path / "x.onnx", "--calibration-data", root, "--precision", "int8")
     message = error_of(*export, "--explain", tmp_path / "file")

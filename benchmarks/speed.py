@@ -17,7 +17,7 @@ from typing import Any
 from commands import command, with_network
 from machine import footer, machine
 
-from engines.benchmark import ROUNDS, benchmark, worker_command
+from engines.benchmark import MINIMUM_RUNS, ROUNDS, benchmark, worker_command
 from engines.files import write_json, write_text
 from uad.data.synthetic import draw_dataset
 from uad.open import worker_command as any_worker_command
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=MINIMUM_RUNS, help="of each file, at least")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -54,7 +55,7 @@ def main() -> None:
             foreign = str(Path(__file__).with_name("foreign.py"))
             commands.append([sys.executable, foreign, str(file.resolve()), str(options.threads)])
         with progress("Measuring in turns", ROUNDS) as step:
-            reports = benchmark(paths, commands, options.seconds, step)
+            reports = benchmark(paths, commands, options.seconds, step, options.runs)
     for report in reports:
         path = Path(report["model"])
         report["model"] = path.stem if path in options.others else path.parent.name

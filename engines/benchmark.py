@@ -135,14 +135,16 @@ def benchmark(
     commands: Sequence[Sequence[str]],
     seconds: float,
     progress: Callable[[], object] = lambda: None,
+    minimum: int = MINIMUM_RUNS,
 ) -> List[Dict[str, Any]]:
     """Measure models in turns; a report for each, with the keys of `uad bench --json`.
 
     Args:
         paths: model files, in the order of the report; one may come twice.
         commands: the command of each one's process.
-        seconds: of measuring for each model, at least; also at least `MINIMUM_RUNS` runs.
+        seconds: of measuring for each model, at least.
         progress: called after each of the `ROUNDS` rounds.
+        minimum: runs of each model, at least.
 
     Raises:
         UserError: a model cannot be loaded.
@@ -158,7 +160,7 @@ def benchmark(
         for turn in range(ROUNDS):
             for worker, measured in zip(workers, runs):
                 measured += worker.measure(seconds / ROUNDS)
-                wanted = MINIMUM_RUNS * (turn + 1) // ROUNDS
+                wanted = minimum * (turn + 1) // ROUNDS
                 while len(measured) < wanted:
                     measured += worker.measure(0.2)
             progress()

@@ -144,14 +144,15 @@ def test_runs_are_at_least_the_minimum_however_short_the_time(reports: list[dict
     assert all(report["runs"] >= 200 for report in reports)
 
 
-def test_models_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "MINIMUM_RUNS", 20)
+def test_models_take_turns(tmp_path: Path) -> None:
     log = tmp_path / "log"
     rounds: list[str] = []
     paths = [str(tmp_path / name) for name in "ab"]
     for path in paths:
         Path(path).touch()
-    reports = benchmark(paths, [fake("A", log), fake("B", log)], 0.01, lambda: rounds.append(log.read_text()))
+    commands = [fake("A", log, sleep=0.02), fake("B", log, sleep=0.02)]
+    reports = benchmark(paths, commands, 0.01, lambda: rounds.append(log.read_text()), minimum=20)
+    assert all(20 <= report["runs"] < 200 for report in reports)
     turns = "".join(name for index, name in enumerate(rounds[-1]) if rounds[-1][index - 1 : index] != name)
     # Warm-up of A, of B, and then five rounds.
     assert turns == "AB" + "AB" * bench.ROUNDS

@@ -47,6 +47,8 @@ def test_patches_are_those_of_the_papers() -> None:
     assert {name: made.patch for name, made in NETWORKS.items()} == {
         "pdn_s": 33, "pdn_m": 33, "patch17": 17, "patch33": 32, "patch65": 60
     }  # fmt: skip
+    for name, kind in (("pdn_s", torch.nn.AvgPool2d), ("patch33", torch.nn.MaxPool2d)):
+        assert sum(isinstance(layer, kind) for layer in patch_network(name)) == 2
     for size, name in ((33, "patch33"), (65, "patch65")):
         assert patch_network(name, padded=False)(torch.zeros(1, 3, size, size)).shape == (1, 128, 1, 1)
 

@@ -59,7 +59,8 @@ def parse(kind: Type[T], arguments: Sequence[str], command: str) -> T:
     try:
         given = parser.parse_args(_plain_arguments(arguments)).as_dict()
     except ArgumentError as error:
-        raise UserError(f"{sentence(str(error))} (see {parser.prog} --help)") from error
+        said = _wrong_choice(str(error), kind, arguments) or sentence(str(error))
+        raise UserError(f"{said} (see {parser.prog} --help)") from error
     del given["config"]
     return _made(kind, given)
 
@@ -86,13 +87,28 @@ def settle(options: Any) -> None:
     for name, hint in get_type_hints(type(options)).items():
         value = getattr(options, name)
         inside = [hint, *getattr(hint, "__args__", ())]  # of Optional[X] and List[X] too
-        choices = [each for kind in inside if getattr(kind, "__origin__", None) is Literal for each in kind.__args__]
+        choices = _choices(inside)
         if choices and value is not None and value not in choices:
             raise UserError(f"{flag_of(name)} {value}: choose one of {', '.join(choices)}")
         if Path in inside and isinstance(value, (str, Path)):
             setattr(options, name, Path(os.path.expanduser(value)))
         elif Path in inside and isinstance(value, list):
             setattr(options, name, [Path(os.path.expanduser(each)) for each in value])
+
+
+def _choices(hints: Sequence[Any]) -> List[Any]:
+    """What the Literal among some types allows."""
+    return [each for hint in hints if getattr(hint, "__origin__", None) is Literal for each in hint.__args__]
+
+
+def _wrong_choice(message: str, kind: Type[Any], arguments: Sequence[str]) -> Optional[str]:
+    """The sentence for a value that is none of the choices of its field, which jsonargparse 4.40 stumbles over."""
+    key = re.search(r'Parser key "([^".]+)":\s*Cannot take a Union of no types', message)
+    if key is None:
+        return None
+    flag, choices = flag_of(key[1]), ", ".join(_choices([get_type_hints(kind)[key[1]]]))
+    given = dict(zip(arguments, arguments[1:])).get(flag)
+    return f"{flag}{'' if given is None else f' {given}'}: give one of {choices}"
 
 
 def at_least(least: float, **values: Optional[float]) -> None:

@@ -301,6 +301,7 @@ def test_a_bar_is_taken_away_when_the_work_is_broken_off(capsys: pytest.CaptureF
 
 
 def test_fit_refuses_bad_folders_before_training(error_of: Callable[..., str], tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="training is not installed")
     fit = ("fit", "--model.weights", "none", "--out", tmp_path / "run", "--data.root")
     assert "no such folder" in error_of(*fit, tmp_path / "absent")
     (tmp_path / "empty").mkdir()
@@ -316,6 +317,7 @@ def test_fit_refuses_bad_folders_before_training(error_of: Callable[..., str], t
 
 
 def test_fit_refuses_bad_settings(error_of: Callable[..., str], tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="training is not installed")
     make_class(tmp_path / "images", "nut")
     fit = ("fit", "--data.root", tmp_path / "images", "--out", tmp_path / "run")
     message = error_of(*fit, "--model.backbone", "vgg", "--model.weights", "none")

@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as colour
 
 from engines.errors import Doubt
-from uad.data.batches import Batch, GoodImages
+from uad.data.batches import Batch
 from uad.data.folder import draw, load_images, train_samples
 from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from uad.models.base import Model, not_negative
-from uad.models.layers import Normalize, Standardize, fit_standardization
+from uad.models.base import not_negative
+from uad.models.layers import Normalize, Standardize
+from uad.models.patch_model import PatchModel
 from uad.models.patch_networks import PatchNetwork, network_of, patch_network, patch_teacher, pooled
-from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut, Seen
+from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut
 
 HARD = 0.001  # of the squared errors of a batch, which alone count
 CODE = 64  # numbers that the autoencoder keeps of an image
@@ -149,7 +150,7 @@ class ThreeNetworks(nn.Module):
         return self.teacher(pixels), self.student(pixels), self.autoencoder(pixels)
 
 
-class EfficientAD(Model):
+class EfficientAD(PatchModel):
     """Trains student and autoencoder on good images.
 
     Args:
@@ -211,27 +212,10 @@ class EfficientAD(Model):
         losses += [F.mse_loss(restored, self.targets(shown)[0].float()), F.mse_loss(student.float(), restored)]
         return torch.stack(losses).sum()
 
-    @torch.no_grad()
-    def targets(self, image: Tensor) -> List[Tensor]:
-        """The teacher's descriptions, standardised."""
-        return [self.network.head.standardize(self.network.teacher(self.network.normalize(image)))]
-
-    def early_score(self, image: Tensor) -> Tensor:
-        """The greatest distance of the student from the teacher, and from the autoencoder."""
-        maps = self.network.head.distances(*self.network.features(image))
-        return torch.stack([each.flatten(1).amax(dim=1) for each in maps]).sum(dim=0)
-
     def configure_optimizers(self) -> Any:
         """Student and autoencoder."""
         parameters = [*self.network.student.parameters(), *self.network.autoencoder.parameters()]
         return self.one_cycle(parameters, self.lr, self.weight_decay)
-
-    @torch.no_grad()
-    def prepare(self, good: GoodImages) -> None:
-        """Fit the scale of what is to be learned."""
-        network = self.network
-        described = ([network.teacher(network.normalize(batch.image))] for batch in good)
-        fit_standardization([network.head.standardize], described)
 
     def on_fit_start(self) -> None:
         """Read the images of the penalty, of the size that is trained on.
@@ -246,15 +230,6 @@ class EfficientAD(Model):
             size = self.trainer.datamodule.size  # type: ignore[attr-defined]
             samples = draw(train_samples(Path(self.penalty)), PENALTY_IMAGES, seed=0)
             self.other_images = torch.from_numpy(load_images(samples, size))
-
-    @torch.no_grad()
-    def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
-        """The regional read-out is fitted to training images, quantiles, as in the paper, to held-out ones."""
-        head = self.network.head
-        good = training if head.is_regional else held_out
-        features = ((self.network.features(batch.image), batch.label) for batch in good)
-        seen = (Seen(head.distances(*found), pooled(found[0]), label) for found, label in features)
-        head.readout.fit(seen, len(good.classes))
 
 
 def _jittered(image: Tensor) -> Tensor:

@@ -22,12 +22,13 @@ from typing import Any, List, Literal, Tuple
 import torch
 from torch import Tensor, nn
 
-from uad.data.batches import Batch, GoodImages
+from uad.data.batches import Batch
 from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from uad.models.base import Model, not_negative
-from uad.models.layers import Normalize, Standardize, fit_standardization
+from uad.models.base import not_negative
+from uad.models.layers import Normalize, Standardize
+from uad.models.patch_model import PatchModel
 from uad.models.patch_networks import PatchNetwork, network_of, patch_network, patch_teacher, pooled
-from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut, Seen
+from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut
 
 STUDENTS = 3
 
@@ -85,7 +86,7 @@ class TeacherAndStudents(nn.Module):
         return self.teacher(pixels), [student(pixels) for student in self.students]
 
 
-class UninformedStudents(Model):
+class UninformedStudents(PatchModel):
     """Trains the students on good images.
 
     Args:
@@ -128,32 +129,6 @@ class UninformedStudents(Model):
         errors = [(student(pixels).float() - target.float()).square().mean() for student in self.network.students]
         return torch.stack(errors).sum()
 
-    @torch.no_grad()
-    def targets(self, image: Tensor) -> List[Tensor]:
-        """The teacher's descriptions, standardised."""
-        return [self.network.head.standardize(self.network.teacher(self.network.normalize(image)))]
-
-    def early_score(self, image: Tensor) -> Tensor:
-        """The greatest distance from the teacher, and from each other."""
-        maps = self.network.head.distances(*self.network.features(image))
-        return torch.stack([each.flatten(1).amax(dim=1) for each in maps]).sum(dim=0)
-
     def configure_optimizers(self) -> Any:
         """The students."""
         return self.one_cycle(self.network.students.parameters(), self.lr, self.weight_decay)
-
-    @torch.no_grad()
-    def prepare(self, good: GoodImages) -> None:
-        """Fit the scale of what is to be learned."""
-        network = self.network
-        described = ([network.teacher(network.normalize(batch.image))] for batch in good)
-        fit_standardization([network.head.standardize], described)
-
-    @torch.no_grad()
-    def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
-        """The regional read-out is fitted to training images, the paper's scale to held-out ones."""
-        head = self.network.head
-        good = training if head.is_regional else held_out
-        features = ((self.network.features(batch.image), batch.label) for batch in good)
-        seen = (Seen(head.distances(*found), pooled(found[0]), label) for found, label in features)
-        head.readout.fit(seen, len(good.classes))

@@ -4,7 +4,8 @@
 
 UAD_DATA and UAD_MVTEC are folders of classes in the layout of MVTec AD, UAD_WEIGHTS one that holds
 mobilenet_v2-imagenet.pth; other backbones take their ImageNet weights from where `uad fit` finds them. Models of a
-patch network (--backbone pdn_s) take the teacher that `uad distill` made, by --weights. What is in --work is not made
+patch network (--backbone pdn_s) take the teacher that `uad distill` made, by --weights. --image-size is for what is slow
+without a GPU: the figures of two sizes cannot be compared. What is in --work is not made
 again, so the script goes on where it was stopped: empty it when the code has changed. Everything is run through the
 command line; nothing here chooses anything. One seed. `held_out` is the criterion that settings are chosen by, see
 `benchmarks/steps.py`.
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--weights", type=Path, help="of the teacher, in place of those of UAD_WEIGHTS")
     parser.add_argument("--epochs", type=int, help="in place of the model's own length")
+    parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--roots", nargs="+", default=list(ROOTS), choices=list(ROOTS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--precision", default="bf16-mixed", help="of training: 32-true is faster without bf16 units")
@@ -56,15 +58,17 @@ def main() -> None:
     runtime = "onnxruntime" if saturates(platform.machine(), cpu_flags()) else "openvino"
     settings = {"model": options.model, "backbone": options.backbone, "precision": options.precision}
     reports: dict[str, dict[str, Any]] = {}
+    settings["image_size"] = options.image_size
     result: dict[str, Any] = {"machine": machine(), **settings, "runtime": runtime, "held_out": {}, "reports": reports}
     for root in options.roots:
         work, data = options.work / root, os.environ[ROOTS[root]]
         flags = with_network(options.backbone, options.weights or weights_of(options.backbone))
+        flags += ["--data.image_size", str(options.image_size)]
         flags += ["--trainer.max_epochs", str(options.epochs)] if options.epochs else []
         trained(work / "run", [f"{options.model}.yaml", data, options.precision, *flags])
         result["held_out"][root] = held_out(work / "run")
         for variant in options.variants:
-            reports.setdefault(root, {})[variant] = report(work, data, variant, options.precision, runtime)
+            reports.setdefault(root, {})[variant] = report(work, data, variant, options, runtime)
             _write(result, options.out)
 
 
@@ -92,12 +96,13 @@ def held_out(run: Path) -> "dict[str, float]":
     return dict(json.loads(kept.read_text(encoding="utf-8")))
 
 
-def report(work: Path, data: str, variant: str, precision: str, runtime: str) -> "dict[str, Any]":
+def report(work: Path, data: str, variant: str, options: argparse.Namespace, runtime: str) -> "dict[str, Any]":
     """Make a variant and test it beside the FP32 file."""
     file, checkpoint = file_of(work, variant), work / "run" / "model.ckpt"
     if variant == "qat":
         run = file.with_suffix("")
-        trained(run, ["stfpm_qat.yaml", data, precision, "--ckpt", str(checkpoint)])
+        flags = ["--ckpt", str(checkpoint), "--data.image_size", str(options.image_size)]
+        trained(run, ["stfpm_qat.yaml", data, options.precision, *flags])
         checkpoint = run / "model.ckpt"
     if not file.exists():
         flags = [data if flag == "IMAGES" else flag for flag in VARIANTS[variant]]
@@ -118,6 +123,8 @@ def page(result: "dict[str, Any]") -> str:
     """A row for each class and variant."""
     title = f"one unified {NAMES[result.get('model', 'stfpm')]} on {result['backbone']} for each root, one seed"
     lines = [f"# How INT8 judges beside FP32, {title}", ""]
+    if result.get("image_size", 256) != 256:
+        lines += [f"Images of {result['image_size']} by {result['image_size']} pixels."]
     lines += [f"Spearman: rank correlation of image scores with FP32's. Runtime: {result['runtime']}."]
     lines += ["Flipped: part of the decisions that differ, each model at its own thresholds."]
     header = ["class", "model", "image AUROC", "pixel AUROC", "Spearman", "flipped"]

@@ -4,11 +4,10 @@
 
 UAD_DATA and UAD_MVTEC are folders of classes in the layout of MVTec AD, UAD_WEIGHTS one that holds
 mobilenet_v2-imagenet.pth; other backbones take their ImageNet weights from where `uad fit` finds them. Models of a
-patch network (--backbone pdn_s) take the teacher that `uad distill` made, by --weights. --image-size is for what is slow
-without a GPU: the figures of two sizes cannot be compared. What is in --work is not made
-again, so the script goes on where it was stopped: empty it when the code has changed. Everything is run through the
-command line; nothing here chooses anything. One seed. `held_out` is the criterion that settings are chosen by, see
-`benchmarks/steps.py`.
+patch network (--backbone pdn_s) take the teacher that `uad distill` made, by --weights. --image-size is for what is
+slow without a GPU; the figures of two sizes cannot be compared. What is in --work is not made again, so the script goes
+on where it was stopped: empty it when the code has changed. Everything is run through the command line; nothing here
+chooses anything. One seed. `held_out` is the criterion that settings are chosen by, see `benchmarks/steps.py`.
 """
 
 import argparse

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 from engines.errors import ModelFileError
 from engines.files import replacing
@@ -31,6 +31,9 @@ class PlanInfo:
     workspace_mb: int  # what the builder might take for one layer, in units of 2^20 bytes
     warnings: List[str]  # of TensorRT, each once
     command: str  # that builds it again, from a file of that name
+    ranges: int = 0  # of tensors, by which INT8 is told where there is no Q/DQ
+    dla_core: Optional[int] = None  # that runs what it can; None: the GPU runs all
+    dla_layers: int = 0  # of the network, which the DLA runs
     sha256: str = ""  # of the plan
 
 

@@ -82,6 +82,23 @@ def device_here() -> Device:
     return Device(device.name(), capability, ".".join(str(part) for part in cuda.get_version()[:2]))
 
 
+@contextlib.contextmanager
+def current_context() -> Iterator[None]:
+    """The primary CUDA context of the first GPU, which TensorRT uses, too, is current for the time of a block.
+
+    Raises:
+        RuntimeNotInstalled: pycuda does not load.
+        UserError: there is no GPU.
+    """
+    cuda = import_cuda()
+    context = cuda.Device(0).retain_primary_context()
+    context.push()
+    try:
+        yield
+    finally:
+        cuda.Context.pop()
+
+
 class TensorRtEngine(Engine):
     """One execution context on one stream, with page-locked buffers that are allocated once.
 
@@ -123,6 +140,8 @@ class TensorRtEngine(Engine):
 
     def _open(self, tensorrt: Any, path: str, plan: bytes, built: PlanInfo) -> None:
         self._runtime = tensorrt.Runtime(self._logger)
+        if built.dla_core is not None:
+            self._runtime.DLA_core = built.dla_core
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             reason = self._logger.last

@@ -8,6 +8,7 @@ What is ours: that the normalisation and the distance head compute in float32, a
 - Before, types are hints. The builder may compute any layer in the lowest precision that a flag allows. In float16 the
   head's sums overflow without a NaN, and the scores are worthless. So each of its layers, and each of their outputs, is
   bound to float32, and the builder must obey.
+- Releases 8 also take INT8 without Q/DQ nodes (`export.implicit`), and only so a layer runs in INT8 on a DLA.
 
 Not yet run on hardware: the tests run this file, and Polygraphy, on a stand-in for TensorRT that knows what each
 release has.
@@ -19,8 +20,9 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
 
+import numpy as np
 import onnx
 
 from engines.errors import OutputError, RuntimeNotInstalled
@@ -28,10 +30,11 @@ from engines.files import make_folder, replacing
 from engines.graph import in_backbone
 from engines.metadata import ModelInfo
 from engines.plan_file import PlanInfo
-from engines.tensorrt import INPUT, Device, device_here, import_tensorrt
+from engines.tensorrt import INPUT, Device, current_context, device_here, import_cuda, import_tensorrt
 from export.errors import ExportError
+from export.implicit import read_cache, without_qdq, write_cache
 
-MOST_ERRORS = 3  # messages of TensorRT in an error of ours
+MOST_NAMES = 3  # messages of TensorRT, or layers, in an error of ours
 Watch = Callable[[str, int, int], object]
 
 
@@ -44,6 +47,10 @@ class PlanSettings:
     batch: int = 1  # images in one run of a static plan
     max_batch: Optional[int] = None  # of a dynamic plan, which takes 1 to so many; None: static
     timing_cache: Optional[Path] = None  # how long kernels took, for the next build; None: `default_timing_cache`
+    implicit: bool = False  # INT8 by a range of each tensor, in place of Q/DQ
+    calibration_cache: Optional[Path] = None  # the file to put these ranges into, from which TensorRT reads them
+    dla_core: Optional[int] = None  # which DLA runs what it can; None: the GPU runs all
+    gpu_fallback: bool = False  # whether the GPU may run what the DLA cannot
 
     @property
     def batches(self) -> Tuple[int, int]:
@@ -86,6 +93,72 @@ def build_plan(
         UserError: there is no GPU.
     """
     trt, device = require()
+    if settings.implicit and _has_types(trt):
+        raise ExportError(
+            f"--implicit is for TensorRT 8, this is {trt.__version__}: implicit INT8 is deprecated in 10 and gone in "
+            "11. Leave it out, and the Q/DQ of the file decides"
+        )
+    ranges: Dict[str, float] = {}
+    if settings.implicit:
+        model, ranges = without_qdq(model, info.residual_scales)
+    calibrator = None
+    if settings.calibration_cache is not None:
+        content = write_cache(ranges, trt.__version__)
+        with replacing(settings.calibration_cache) as temporary:
+            temporary.write_bytes(content)
+        calibrator = _calibrator(trt, content)
+    return _build(trt, device, model, info, settings, watch, ranges, calibrator)
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    info: ModelInfo,
+    images: Iterable[np.ndarray],
+    settings: PlanSettings,
+    watch: Watch = lambda phase, done, steps: None,
+) -> Dict[str, float]:
+    """Tensor -> amax, by TensorRT's own entropy calibrator (IInt8EntropyCalibrator2). TensorRT builds a plan for it.
+
+    Args:
+        model: a float32 graph.
+        info: its description.
+        images: (H, W, 3) uint8.
+        settings: how the plan is built, which is thrown away.
+        watch: see `build_plan`.
+
+    Raises:
+        ExportError: TensorRT is not of releases 8, or cannot build the plan.
+        RuntimeNotInstalled: see `require`.
+        UserError: there is no GPU.
+    """
+    trt, device = require()
+    if _has_types(trt):
+        raise ExportError(
+            f"TensorRT's calibrators are for TensorRT 8, this is {trt.__version__}: they are deprecated in 10 and gone "
+            "in 11. Give another --calibrator"
+        )
+    as_int8 = dataclasses.replace(info, precision="int8")
+    once = dataclasses.replace(settings, batch=1, max_batch=None, dla_core=None)
+    calibrator = _calibrator(trt, None, images)
+    with current_context():
+        try:
+            _build(trt, device, model, as_int8, once, watch, {}, calibrator)
+        finally:
+            calibrator.free()
+    return read_cache(calibrator.cache)
+
+
+def _build(
+    trt: Any,
+    device: Device,
+    model: onnx.ModelProto,
+    info: ModelInfo,
+    settings: PlanSettings,
+    watch: Watch,
+    ranges: Dict[str, float],
+    calibrator: Any,
+) -> Tuple[bytes, PlanInfo]:
+    """See `build_plan`; `ranges` are of a graph without Q/DQ, and the calibrator, if any, is what tells them."""
     from polygraphy.backend.trt import create_network, engine_bytes_from_network
     from polygraphy.exception import PolygraphyException
 
@@ -97,10 +170,15 @@ def build_plan(
     with _messages() as said:
         try:
             builder, network = create_network(strongly_typed=typed)
-            # The parser holds the weights, so it lives until the plan is built; and so does the monitor.
+            # The parser holds the weights, so it lives until the plan is built; and so do monitor and calibrator.
             parser = _parse(trt, network, model if settings.max_batch else _static(model, settings.batch), said)
             held = [] if typed else hold_in_float32(trt, network, model, info.float_layers)
-            config = _configuration(trt, builder, network, info, settings, cache, monitor)
+            if calibrator is None:
+                set_ranges(network, ranges)
+            config = _configuration(trt, builder, network, info, settings, cache, monitor, calibrator)
+            on_dla = 0
+            if settings.dla_core is not None:
+                on_dla = put_on_dla(trt, builder, network, config, held, settings.dla_core, settings.gpu_fallback)
             plan = bytes(engine_bytes_from_network((builder, network, parser), config))
         except PolygraphyException as error:
             raise ExportError(_failure(error, said, settings)) from error
@@ -121,6 +199,9 @@ def build_plan(
         workspace_mb=settings.workspace_mb,
         warnings=sorted(warnings),
         command=settings.command,
+        ranges=len(ranges),
+        dla_core=settings.dla_core,
+        dla_layers=on_dla,
     )
 
 
@@ -160,6 +241,49 @@ def hold_in_float32(trt: Any, network: Any, model: onnx.ModelProto, also: Collec
                 layer.set_output_type(index, trt.DataType.FLOAT)
             held.append(layer.name)
     return held[::-1]
+
+
+def set_ranges(network: Any, ranges: Dict[str, float]) -> None:
+    """Give tensors their ranges, (-amax, amax).
+
+    Raises:
+        ExportError: the network lacks a tensor, so that a layer would silently run in float.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    outputs = [layer.get_output(index) for layer in layers for index in range(layer.num_outputs)]
+    tensors = {tensor.name: tensor for tensor in outputs}
+    missing = [name for name in ranges if name not in tensors]
+    if missing:
+        raise ExportError(f"TensorRT's network has no tensor {missing[0]}, so its range cannot be set")
+    for name, amax in ranges.items():
+        tensors[name].set_dynamic_range(-amax, amax)
+
+
+def put_on_dla(
+    trt: Any, builder: Any, network: Any, config: Any, held: Collection[str], core: int, gpu_fallback: bool
+) -> int:
+    """Have a DLA run what it can, and the GPU the rest, if that is allowed; returns how many layers the DLA runs.
+
+    What is held in float32 cannot run on a DLA, which has float16 and INT8.
+
+    Raises:
+        ExportError: there is no such DLA, it can run nothing, or not all and the GPU may not help.
+    """
+    if core >= builder.num_DLA_cores:
+        raise ExportError(f"--device dla:{core}: this machine has {builder.num_DLA_cores} DLA cores")
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    on_gpu = [layer for layer in layers if layer.name in held or not config.can_run_on_DLA(layer)]
+    if len(on_gpu) == len(layers):
+        raise ExportError(f"--device dla:{core}: no layer can run on a DLA: uad check --target jetson-xavier-nx-dla")
+    if on_gpu and not gpu_fallback:
+        names = ", ".join(layer.name for layer in on_gpu[:MOST_NAMES])
+        raise ExportError(f"--device dla:{core}: {len(on_gpu)} layers cannot run there ({names}): add --gpu-fallback")
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    for layer in on_gpu:
+        config.set_device_type(layer, trt.DeviceType.GPU)
+    return len(layers) - len(on_gpu)
 
 
 def _types(trt: Any, *names: str) -> List[Any]:
@@ -210,6 +334,7 @@ def _configuration(
     settings: PlanSettings,
     cache: Path,
     monitor: Any,
+    calibrator: Any,
 ) -> Any:
     from polygraphy.backend.trt import Profile, create_config
 
@@ -219,7 +344,9 @@ def _configuration(
     precision: Dict[str, Any] = {}
     if not _has_types(trt):
         quantized = info.precision in ("int8", "mixed")
-        precision = dict(int8=quantized, fp16=info.precision == "fp16", precision_constraints="obey")
+        # On a DLA, what lacks a range runs in float16.
+        half = info.precision == "fp16" or settings.dla_core is not None
+        precision = dict(int8=quantized, fp16=half, precision_constraints="obey", calibrator=calibrator)
     least, best = settings.batches
     return create_config(
         builder,
@@ -238,6 +365,41 @@ def _keep_timings(config: Any, cache: Path) -> None:
     if timings is not None:
         with replacing(cache) as temporary:
             temporary.write_bytes(bytes(timings.serialize()))
+
+
+def _calibrator(trt: Any, cache: Optional[bytes], images: Iterable[np.ndarray] = ()) -> Any:
+    """What TensorRT 8 asks for ranges: a cache that it takes as it is, or images of which it makes one."""
+
+    class Calibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IInt8EntropyCalibrator2.__init__(self)
+            self.cache = cache
+            self.images = iter(images)
+            self.memory: Any = None
+
+        def get_batch_size(self) -> int:
+            return 1
+
+        def get_batch(self, names: List[str]) -> Optional[List[int]]:
+            image = next(self.images, None)
+            if image is None:
+                return None
+            cuda = import_cuda()
+            self.memory = self.memory or cuda.mem_alloc(image.nbytes)
+            cuda.memcpy_htod(self.memory, np.ascontiguousarray(image))
+            return [int(self.memory)]
+
+        def read_calibration_cache(self) -> Optional[bytes]:
+            return self.cache
+
+        def write_calibration_cache(self, content: Any) -> None:
+            self.cache = bytes(content)
+
+        def free(self) -> None:
+            if self.memory is not None:
+                self.memory.free()
+
+    return Calibrator()
 
 
 def _monitor(trt: Any, watch: Watch) -> Any:
@@ -291,7 +453,7 @@ def _messages() -> "Iterator[List[Tuple[int, str]]]":
 
 def _errors(said: "List[Tuple[int, str]]") -> str:
     """What TensorRT said last before it failed."""
-    return "; ".join([text for level, text in said if level == logging.ERROR][-MOST_ERRORS:])
+    return "; ".join([text for level, text in said if level == logging.ERROR][-MOST_NAMES:])
 
 
 def _failure(error: Exception, said: "List[Tuple[int, str]]", settings: PlanSettings) -> str:

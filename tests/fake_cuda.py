@@ -133,6 +133,10 @@ class Gpu:
             gpu.page_locked.append(array)
             return array
 
+        def memcpy_htod(dest: DeviceAllocation, src: np.ndarray) -> None:
+            gpu.require_context()
+            gpu.memory(int(dest))[: src.nbytes] = src.reshape(-1).view(np.uint8)
+
         def memcpy_htod_async(dest: DeviceAllocation, src: np.ndarray, stream: Stream) -> None:
             gpu.enqueue_copy(stream, int(dest), src, to_host=False)
 
@@ -143,7 +147,7 @@ class Gpu:
         self.driver = types.ModuleType("pycuda.driver")
         for each in (
             *(Error, LogicError, MemoryError, Context, Device, Stream, Event),
-            *(mem_alloc, pagelocked_empty, memcpy_htod_async, memcpy_dtoh_async),
+            *(mem_alloc, pagelocked_empty, memcpy_htod, memcpy_htod_async, memcpy_dtoh_async),
         ):
             setattr(self.driver, each.__name__, each)
         self.driver.init = lambda: None  # type: ignore[attr-defined]

@@ -24,6 +24,8 @@ import onnxruntime
 from fake_cuda import Gpu
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from engines.graph import sort_nodes
+
 API: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())
 RELEASES = ("8.5.2", "8.6.1", "10.3.0", "10.16", "11.1")
 MAGIC = b"a plan of TensorRT "
@@ -181,8 +183,20 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
     class ITensor(Guarded):
         def __init__(self, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
             self.name, self.dtype, self.shape = name, dtype, shape
+            self._range: tuple[float, float] | None = None
 
         is_shape_tensor = False
+
+        def set_dynamic_range(self, min: float, max: float) -> bool:  # noqa: A002
+            need(min, float, "min")
+            need(max, float, "max")
+            self._range = (min, max)
+            return True
+
+    @add
+    class IInt8EntropyCalibrator2:
+        def __init__(self) -> None:
+            self._is_made = True
 
     @add
     class ILayer(Guarded):
@@ -422,6 +436,8 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
             self._cache: Any = None
             self._monitor: Any = None
             self._verbosity: Any = None
+            self._calibrator: Any = None
+            self._devices: dict[str, str] = {}
 
         def set_flag(self, flag: Any) -> None:
             need(flag, enums["BuilderFlag"], "flag")
@@ -487,6 +503,16 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
         engine_capability = None
         default_device_type = enums["DeviceType"]["GPU"]
 
+        def can_run_on_DLA(self, layer: Any) -> bool:
+            need(layer, ILayer, "layer")
+            kinds = ("CONVOLUTION", "ACTIVATION", "POOLING", "ELEMENTWISE")
+            return layer.type.name in kinds and {"FP16", "INT8"} & self._flags != set()
+
+        def set_device_type(self, layer: Any, device_type: Any) -> None:
+            need(layer, ILayer, "layer")
+            need(device_type, enums["DeviceType"], "device_type")
+            self._devices[layer.name] = device_type.name
+
         def get_tactic_sources(self) -> int:
             return 0
 
@@ -496,15 +522,27 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
         def get_quantization_flag(self, flag: Any) -> bool:
             return False
 
+        def set_calibration_profile(self, profile: Any) -> bool:
+            need(profile, IOptimizationProfile, "profile")
+            return True
+
         @property
-        def int8_calibrator(self) -> None:
-            return None
+        def int8_calibrator(self) -> Any:
+            return self._calibrator and self._calibrator()
+
+        @int8_calibrator.setter
+        def int8_calibrator(self, calibrator: Any) -> None:
+            need(calibrator, IInt8EntropyCalibrator2, "int8_calibrator")
+            assert calibrator._is_made, "IInt8EntropyCalibrator2.__init__ was not called"
+            self._calibrator = weakref.ref(calibrator)
 
     @add
     class Builder(Guarded):
         def __init__(self, logger: Any) -> None:
             check_logger(logger)
             self._logger = logger
+
+        num_DLA_cores = 2
 
         def create_network(self, flags: int = 0) -> Any:
             need(flags, int, "flags")
@@ -527,12 +565,15 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
                 workspace=config._pools.get("WORKSPACE"),
                 cache=config._cache._content if config._cache else None,
                 monitor=config._monitor,
+                ranges={},
+                on_dla=[],
             )
             trt._builds.append(build)
             assert network._parser(), "the parser, which holds the weights, is gone"
             build.monitor = build.monitor and build.monitor()
             assert build.monitor or config._monitor is None, "the progress monitor is gone"
-            problem = trt._failure or self._problem(network, build)
+            assert config._calibrator is None or config.int8_calibrator, "the calibrator is gone"
+            problem = trt._failure or self._problem(network, build) or self._place(network, config, build)
             if problem:
                 self._logger.log(Severity["ERROR"], problem)
                 return None
@@ -545,15 +586,38 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
                 config._cache._content = b"timings"
             may_round = not build.typed and "FP16" in build.flags
             model = _rounded(network, "OBEY_PRECISION_CONSTRAINTS" in build.flags) if may_round else network._model
-            header = {"version": trt.__version__, "device": gpu.name, "profile": build.profiles[0]}
+            if "INT8" in build.flags and not any(layer.type.name == "QUANTIZE" for layer in network._layers):
+                build.ranges = _ranges(network, config.int8_calibrator)
+                if not build.ranges:
+                    self._logger.log(Severity["ERROR"], "Calibration failure occurred with no scaling factors")
+                    return None
+                model = _in_int8(network, build.ranges)
+            dla = config.DLA_core if build.on_dla else None
+            header = {"version": trt.__version__, "device": gpu.name, "profile": build.profiles[0], "dla": dla}
             content = model.SerializeToString()
             header["size"] = len(content)
             return IHostMemory(MAGIC + json.dumps(header).encode() + b"\n" + content)
+
+        def _place(self, network: Any, config: Any, build: Any) -> str:
+            """Which layers a DLA runs; a problem, or nothing."""
+            if config.default_device_type.name != "DLA":
+                return ""
+            build.on_dla = [layer.name for layer in network._layers if config._devices.get(layer.name) != "GPU"]
+            if any(layer.type.name in ("QUANTIZE", "DEQUANTIZE") for layer in network._layers):
+                return "DLA does not support explicit quantization"
+            if "GPU_FALLBACK" not in build.flags and len(build.on_dla) < len(network._layers):
+                return "some layers run on the GPU, but GPU fallback is not allowed"
+            for layer in network._layers:
+                if layer.name in build.on_dla and (layer._precision or not config.can_run_on_DLA(layer)):
+                    return f"{layer.name} cannot run on DLA"
+            return ""
 
         def _problem(self, network: Any, build: Any) -> str:
             quantized = any(layer.type.name in ("QUANTIZE", "DEQUANTIZE") for layer in network._layers)
             halves = any(each.data_type == TensorProto.FLOAT16 for each in network._model.graph.initializer)
             hints = {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"} & build.flags
+            if len({flag for flag in build.flags if flag.endswith("PRECISION_CONSTRAINTS")}) > 1:
+                return "kPREFER_PRECISION_CONSTRAINTS cannot be set if kOBEY_PRECISION_CONSTRAINTS is set"
             if build.typed and hints:
                 return f"{sorted(hints)} must not be set for a strongly typed network"
             if not build.typed and quantized and "INT8" not in build.flags:
@@ -597,6 +661,79 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
         model.graph.node.extend(copied)
         return model
 
+    known = {"8.5.2": "TRT-8502-EntropyCalibration2", "8.6.1": "TRT-8601-EntropyCalibration2"}
+    cache_header = known.get(release, "")
+
+    def _ranges(network: Any, calibrator: Any) -> dict[str, float]:
+        """Tensor -> amax: of a calibrator's cache or images, or as they were set."""
+        if calibrator is None:
+            tensors = [tensor for layer in network._layers for tensor in layer._outputs]
+            return {tensor.name: tensor._range[1] for tensor in tensors if tensor._range}
+        cache = calibrator.read_calibration_cache()
+        if cache is None:
+            cache = _calibrated(network, calibrator)
+            calibrator.write_calibration_cache(memoryview(cache))
+        header, *lines = cache.decode().splitlines()
+        assert header == cache_header, header
+        pairs = (line.split(": ") for line in lines)
+        return {name: 127 * float(np.frombuffer(bytes.fromhex(scale), ">f4")[0]) for name, scale in pairs}
+
+    def _calibrated(network: Any, calibrator: Any) -> bytes:
+        """The cache of a calibrator's images; the greatest magnitude stands for TensorRT's entropy."""
+        model = onnx.ModelProto()
+        model.CopyFrom(network._model)
+        types = {t.name: t.dtype.name for layer in network._layers for t in layer._outputs}
+        names = [name for node in model.graph.node for name in node.output if types.get(name) == "FLOAT"]
+        del model.graph.output[:]
+        model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), None, ["CPUExecutionProvider"])
+        shape = (calibrator.get_batch_size(), *network.get_input(0).shape[1:])
+        amax = dict.fromkeys(names, 0.0)
+        while True:
+            addresses = calibrator.get_batch(["image"])
+            if addresses is None:
+                break
+            gpu.require_context()
+            image = gpu.memory(addresses[0])[: int(np.prod(shape))].reshape(shape).copy()
+            for name, value in zip(names, session.run(names, {"image": image})):
+                amax[name] = max(amax[name], float(np.abs(value).max()))
+        lines = [f"{name}: {np.array(value / 127, '>f4').tobytes().hex()}" for name, value in amax.items()]
+        return "\n".join([cache_header, *lines]).encode()
+
+    def _in_int8(network: Any, ranges: dict[str, float]) -> onnx.ModelProto:
+        """The graph where each layer that is not bound to float32 reads and holds what is rounded to INT8.
+
+        What a convolution gives is not rounded before the one layer that it is fused with.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(network._model)
+        bound = {layer.name for layer in network._layers if layer._precision}
+        made_by = {name: node.op_type for node in model.graph.node for name in node.output}
+        n_readers = {name: sum(name in node.input for node in model.graph.node) for name in made_by}
+        weights = {each.name: each for each in model.graph.initializer}
+        for node in list(model.graph.node):
+            if node.name in bound or node.op_type not in ("Conv", "ConvTranspose", "Add"):
+                continue
+            for index, name in enumerate(node.input):
+                is_fused = node.op_type == "Add" and made_by.get(name) == "Conv" and n_readers[name] == 1
+                if name in ranges and not is_fused:
+                    scale = numpy_helper.from_array(np.array(ranges[name] / 127, np.float32), f"{node.name}_{index}_s")
+                    zero = numpy_helper.from_array(np.array(0, np.int8), f"{node.name}_{index}_z")
+                    model.graph.initializer.extend([scale, zero])
+                    parameters, steps = [scale.name, zero.name], f"{node.name}_{index}_q"
+                    model.graph.node.append(helper.make_node("QuantizeLinear", [name, *parameters], [steps]))
+                    node.input[index] = f"{node.name}_{index}_dq"
+                    model.graph.node.append(
+                        helper.make_node("DequantizeLinear", [steps, *parameters], [node.input[index]])
+                    )
+            if node.op_type == "Conv" and f"{node.name}_0_dq" in node.input:
+                value = numpy_helper.to_array(weights[node.input[1]])
+                step = np.maximum(np.abs(value).max(axis=(1, 2, 3), keepdims=True) / 127, 1e-20)
+                rounded = (np.rint(value / step) * step).astype(np.float32)
+                weights[node.input[1]].CopyFrom(numpy_helper.from_array(rounded, node.input[1]))
+        sort_nodes(model)
+        return model
+
     # Running ----------------------------------------------------------------------------------------------------------
 
     @add
@@ -604,6 +741,8 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
         def __init__(self, logger: Any) -> None:
             check_logger(logger)
             self._logger = logger
+
+        DLA_core = -1
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
             need(serialized_engine, bytes, "serialized_engine")
@@ -617,6 +756,9 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
                 return None
             if described["size"] != len(content):
                 self._logger.log(Severity["ERROR"], "Serialization assertion safeSizeRead failed")
+                return None
+            if described["dla"] not in (None, self.DLA_core):
+                self._logger.log(Severity["ERROR"], f"the plan is of DLA core {described['dla']}, not {self.DLA_core}")
                 return None
             return ICudaEngine(described, content)
 

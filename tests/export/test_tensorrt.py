@@ -34,12 +34,15 @@ pytest.importorskip("polygraphy", reason="polygraphy is not installed")
 import engines
 from engines.errors import OutputError, RuntimeNotInstalled, UserError
 from engines.metadata import ModelInfo
-from engines.plan_file import PlanInfo
+from engines.plan_file import PlanInfo, read_description
 from engines.qdq import for_cpu, for_tensorrt
 from export.calibrate import calibrator
 from export.errors import ExportError
 from export.float16 import to_float16
-from export.tensorrt import PlanSettings, build_plan, default_timing_cache
+from export.implicit import without_qdq
+from export.placement import place
+from export.quantize import collect_histograms
+from export.tensorrt import PlanSettings, build_plan, calibrate, default_timing_cache
 
 IMAGES = random_images(4)
 PRECISIONS = ("fp32", "fp16", "int8", "mixed")
@@ -261,6 +264,110 @@ def test_the_default_timing_cache_is_that_of_a_release_and_a_gpu(fake_gpu: FakeG
         for each in (("8.5", Device("A/B c", "7.2", "11")), ("8.6", Device("A/B c", "7.2", "11")))
     }
     assert names == {"timing-8.5-A-B-c-7.2.cache", "timing-8.6-A-B-c-7.2.cache"}
+
+
+# INT8 without Q/DQ, and the DLA ---------------------------------------------------------------------------------------
+
+
+def int8_without_nodes(**settings: Any) -> tuple[bytes, PlanInfo]:
+    return build("int8", implicit=True, **settings)
+
+
+@pytest.mark.parametrize("release", HINTED)
+@pytest.mark.parametrize("by_cache", [False, True], ids=["ranges", "cache"])
+def test_an_implicit_plan_judges_as_the_file_with_nodes(
+    release: str, by_cache: bool, fake_gpu: FakeGpu, tmp_path: Path
+) -> None:
+    trt, _ = fake_gpu(release)
+    model, info = model_of("int8")
+    cache = tmp_path / "int8.cache" if by_cache else None
+    path = build_tiny(tmp_path / "a.plan", model, info, implicit=True, calibration_cache=cache)
+    (made,) = trt._builds
+    assert not any(layer.type.name in ("QUANTIZE", "DEQUANTIZE") for layer in made.network._layers)
+    assert {"INT8", "OBEY_PRECISION_CONSTRAINTS"} <= made.flags and "FP16" not in made.flags
+    _, ranges = without_qdq(model, info.residual_scales)
+    assert made.ranges == pytest.approx(ranges, rel=1e-6)
+    assert any(tensor._range for layer in made.network._layers for tensor in layer._outputs) != by_cache
+    with engines.load(path) as engine:
+        found = engine.infer(IMAGES[:1])
+    (expected,) = runtime_outputs(model, IMAGES[:1], ["score"])
+    apart = abs(found.score - expected)  # a scale that is written in another way moves some values by a step
+    with engines.load(build_tiny(tmp_path / "b.plan", *model_of("fp32"))) as engine:
+        assert abs(engine.infer(IMAGES[:1]).score - expected) > 10 * apart
+    assert apart < 1e-3 * expected
+
+
+def test_what_is_said_of_an_implicit_plan(fake_gpu: FakeGpu) -> None:
+    fake_gpu()
+    _, built = int8_without_nodes()
+    assert built.ranges > 10 and built.float32_layers > 30 and built.dla_core is None and built.dla_layers == 0
+    assert build("int8")[1].ranges == 0
+
+
+@pytest.mark.parametrize("release", TYPED)
+def test_newer_releases_refuse_implicit_int8_and_say_why(release: str, fake_gpu: FakeGpu) -> None:
+    trt, _ = fake_gpu(release)
+    with pytest.raises(ExportError, match=f"--implicit is for TensorRT 8, this is {trt.__version__}: .* gone in 11"):
+        int8_without_nodes()
+    with pytest.raises(ExportError, match="calibrators are for TensorRT 8.*Give another --calibrator"):
+        calibrate(*model_of("fp32"), IMAGES, PlanSettings("uad export", 64))
+
+
+def test_a_tensor_that_the_network_lacks_is_named(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu()
+    model, _ = model_of("fp32")
+    monkeypatch.setattr("export.tensorrt.without_qdq", lambda model_, scales: (model, {"nobody": 1.0}))
+    with pytest.raises(ExportError, match="no tensor nobody, so its range cannot be set"):
+        int8_without_nodes()
+
+
+@pytest.mark.parametrize("release", HINTED)
+def test_tensorrts_own_calibrator_sees_every_image(release: str, fake_gpu: FakeGpu) -> None:
+    _, gpu = fake_gpu(release)
+    model, info = model_of("fp32")
+    free = gpu.free
+    found = calibrate(model, info, list(IMAGES), PlanSettings("uad export", 64, max_batch=4))
+    names = place(model).ranged()
+    histograms = collect_histograms(model, names, IMAGES)
+    expected = {name: calibrator("minmax")(histograms[name]) for name in names}  # as the fake does it
+    assert {name: found[name] for name in names} == pytest.approx(expected, rel=1e-5)
+    assert gpu.free == free and not gpu.contexts
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_dla_runs_what_is_not_held_in_float32(precision: str, fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    trt, _ = fake_gpu()
+    model, info = model_of(precision)
+    settings: dict[str, Any] = dict(implicit=precision == "int8", dla_core=1, gpu_fallback=True)
+    path = build_tiny(tmp_path / "a.plan", model, info, **settings)
+    (made,) = trt._builds
+    assert {"GPU_FALLBACK", "FP16", "OBEY_PRECISION_CONSTRAINTS"} <= made.flags
+    assert {layer.name for layer in made.network._layers if layer.name.endswith("/Conv")} <= set(made.on_dla)
+    assert not [name for name in made.on_dla if name.startswith(("/head/", "/normalize/"))]
+    _, built = read_description(path)
+    assert (built.dla_core, built.dla_layers) == (1, len(made.on_dla))
+    with engines.load(path) as engine:
+        np.testing.assert_allclose(
+            engine.infer(IMAGES[:1]).score, runtime_outputs(model, IMAGES[:1], ["score"])[0], rtol=0.05
+        )
+
+
+def test_without_the_gpu_a_dla_refuses_what_it_cannot_run(fake_gpu: FakeGpu) -> None:
+    fake_gpu()
+    with pytest.raises(ExportError, match=r"dla:0: \d+ layers cannot run there \(/normalize/.*: add --gpu-fallback"):
+        int8_without_nodes(dla_core=0)
+
+
+def test_a_dla_that_is_not_there_is_named(fake_gpu: FakeGpu) -> None:
+    fake_gpu()
+    with pytest.raises(ExportError, match="--device dla:2: this machine has 2 DLA cores"):
+        int8_without_nodes(dla_core=2, gpu_fallback=True)
+
+
+def test_a_dla_takes_no_nodes(fake_gpu: FakeGpu) -> None:
+    fake_gpu()
+    with pytest.raises(ExportError, match="DLA does not support explicit quantization"):
+        build("int8", dla_core=0, gpu_fallback=True)
 
 
 # What TensorRT refuses ------------------------------------------------------------------------------------------------

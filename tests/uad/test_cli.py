@@ -358,6 +358,6 @@ def test_the_command_line_offers_what_the_packages_have() -> None:
     from export.check import TARGETS
     from uad.commands import choices
 
-    assert set(choices.Calibrator.__args__) == set(CALIBRATORS)
+    assert set(choices.Calibrator.__args__) == {*CALIBRATORS, "tensorrt-entropy"}
     assert set(choices.Target.__args__) == set(TARGETS)
     assert set(choices.Runtime.__args__) == set(engines.RUNTIMES)

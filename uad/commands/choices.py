@@ -7,7 +7,8 @@ from typing import List, Literal, Optional
 from uad.options import about, settle
 
 Precision = Literal["fp32", "fp16", "int8", "auto"]
-Calibrator = Literal["entropy", "percentile", "minmax"]
+Calibrator = Literal["entropy", "percentile", "minmax", "tensorrt-entropy"]
+Device = Literal["gpu", "dla:0", "dla:1"]
 Runtime = Literal["openvino", "onnxruntime", "tensorrt"]
 OnnxRuntime = Literal["openvino", "onnxruntime"]  # those of `Runtime` that run .onnx files
 Target = Literal["cpu", "tensorrt", "jetson-xavier-nx"]

@@ -14,7 +14,7 @@ from engines.images import MEGAPIXELS, allow
 from engines.plan_file import SUFFIX
 from export.calibrate import PERCENTILE
 from export.errors import CalibrationError, ExportError
-from uad.commands.choices import LARGEST_IMAGE, Calibrator, OnnxRuntime, Precision, Target
+from uad.commands.choices import LARGEST_IMAGE, Calibrator, Device, OnnxRuntime, Precision, Target
 from uad.options import about, above_zero, at_least, flag_of, parse, positional, settle
 
 if TYPE_CHECKING:
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from export.calibrate import Histogram
     from export.placement import Placement
     from export.quantize import QuantizationReport
+    from export.tensorrt import PlanSettings
     from uad.data.calibration import CalibrationImages
     from uad.evaluation.float_layers import Choice
     from uad.evaluation.refit import Refit
     from uad.training.checkpoint import Quantization
 
 MAX_DROP = 0.2
+TENSORRT_ENTROPY = "tensorrt-entropy"
 WORKSPACE_MB = 1024  # an 8 GB Jetson shares its memory between CPU and GPU
 
 
@@ -48,7 +50,11 @@ class ExportOptions:
         ),
     )
     calibrator: Optional[Calibrator] = field(
-        default=None, metadata=about("for int8 and auto: what chooses the ranges; percentile if not given")
+        default=None,
+        metadata=about(
+            "for int8 and auto: what chooses the ranges; percentile if not given; tensorrt-entropy is TensorRT's own, "
+            "of releases 8"
+        ),
     )
     percentile: Optional[float] = field(
         default=None,
@@ -120,6 +126,19 @@ class ExportOptions:
         metadata=about("for a plan: where TensorRT keeps its timings for the next build; in ~/.cache/uad if not given"),
     )
 
+    implicit: bool = field(
+        default=False,
+        metadata=about("for an int8 plan of TensorRT 8: a range for each tensor in place of Q/DQ, as a DLA needs it"),
+    )
+    calibration_cache: Optional[Path] = field(
+        default=None,
+        metadata=about("with --implicit: file for these ranges in TensorRT's own form, from which it then reads them"),
+    )
+    device: Device = field(default="gpu", metadata=about("for a plan: what runs it, as far as it can"))
+    gpu_fallback: bool = field(
+        default=False, metadata=about("with --device dla:0 or dla:1: the GPU runs what the DLA cannot")
+    )
+
     def __post_init__(self) -> None:
         """Raise ExportError or UserError for what cannot be."""
         settle(self)
@@ -134,9 +153,15 @@ class ExportOptions:
             raise ExportError(f"--out {self.out}: give a file that ends in .onnx or {SUFFIX}")
         if self.out.suffix == SUFFIX and self.target == "cpu":
             raise ExportError(f"--target cpu is for .onnx files: a {SUFFIX} runs on a GPU")
-        for name in ("batch", "max_batch", "workspace_mb", "timing_cache"):
-            if getattr(self, name) is not None and self.out.suffix != SUFFIX:
+        for name in ("batch", "max_batch", "workspace_mb", "timing_cache", "implicit", "device"):
+            if getattr(self, name) not in (None, False, "gpu") and self.out.suffix != SUFFIX:
                 raise ExportError(f"{flag_of(name)} is for --out FILE{SUFFIX}, not {self.out}")
+        if self.calibration_cache is not None and not self.implicit:
+            raise ExportError("--calibration-cache is for --implicit: Q/DQ holds the ranges otherwise")
+        if self.gpu_fallback and self.device == "gpu":
+            raise ExportError("--gpu-fallback is for --device dla:0 or dla:1")
+        if self.max_batch is not None and self.device != "gpu":
+            raise ExportError(f"--device {self.device} takes a fixed number of images: give --batch, not --max-batch")
         if self.batch is not None and self.max_batch is not None:
             raise ExportError("--batch is a fixed number of images, --max-batch the most: give one of them")
         if self.out.resolve() == self.model.resolve():
@@ -166,7 +191,7 @@ def export(options: ExportOptions) -> str:
     is_plan = options.out.suffix == SUFFIX
     check_output(options.out, "--out")
     allow(options.max_megapixels)
-    if is_plan:
+    if is_plan or options.calibrator == TENSORRT_ENTROPY:
         from export.tensorrt import require
 
         require()
@@ -201,21 +226,41 @@ def export(options: ExportOptions) -> str:
 def _build(model: "onnx.ModelProto", info: "ModelInfo", options: ExportOptions) -> str:
     """Have TensorRT build the plan, and write it; returns what it was built with."""
     from engines.plan_file import save_plan
-    from export.tensorrt import PlanSettings, build_plan
+    from export.tensorrt import build_plan
     from uad.progress import phases
 
-    settings = PlanSettings(
-        _command_again(options),
-        options.workspace_mb or WORKSPACE_MB,
-        options.batch or 1,
-        options.max_batch,
-        options.timing_cache,
-    )
+    if options.implicit and info.precision not in ("int8", "mixed"):
+        raise ExportError(f"--implicit is for int8, and this would be {info.precision}: add --precision int8")
+    if options.device != "gpu" and info.precision == "fp32":
+        raise ExportError(f"--device {options.device} computes in int8 and fp16: add --precision int8 or fp16")
+    if options.device != "gpu" and info.precision != "fp16" and not options.implicit:
+        raise ExportError(f"--device {options.device} takes int8 without Q/DQ only: add --implicit")
+    settings = _plan_settings(options)
     with phases("Building the plan") as watch:
         plan, built = build_plan(model, info, settings, watch)
     save_plan(plan, info, built, options.out)
     said = f" by TensorRT {built.tensorrt} for {built.device}"
+    if built.ranges:
+        said += f", {built.ranges} tensors with a range"
+    if built.dla_core is not None:
+        said += f", {built.dla_layers} layers on DLA {built.dla_core}"
     return said + (f"; what it warns of is in {options.out}.json" if built.warnings else "")
+
+
+def _plan_settings(options: ExportOptions) -> "PlanSettings":
+    from export.tensorrt import PlanSettings
+
+    return PlanSettings(
+        command=_command_again(options),
+        workspace_mb=options.workspace_mb or WORKSPACE_MB,
+        batch=options.batch or 1,
+        max_batch=options.max_batch,
+        timing_cache=options.timing_cache,
+        implicit=options.implicit,
+        calibration_cache=options.calibration_cache,
+        dla_core=None if options.device == "gpu" else int(options.device[len("dla:") :]),
+        gpu_fallback=options.gpu_fallback,
+    )
 
 
 def _command_again(options: ExportOptions) -> str:
@@ -223,11 +268,13 @@ def _command_again(options: ExportOptions) -> str:
     words = ["uad", "export", options.model.name]
     for each in dataclasses.fields(options):
         value = getattr(options, each.name)
-        if each.name in ("model", "out", "explain", "timing_cache") or value == each.default:
+        if each.name in ("model", "out", "explain", "timing_cache", "calibration_cache") or value == each.default:
             continue
         if each.name in ("calibration_data", "validation_data"):
             value = Path(value).name
-        words += [flag_of(each.name), f"[{','.join(value)}]" if isinstance(value, list) else str(value)]
+        words.append(flag_of(each.name))
+        if value is not True:
+            words.append(f"[{','.join(value)}]" if isinstance(value, list) else str(value))
     return " ".join([*words, "--out", options.out.name])
 
 
@@ -422,7 +469,7 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     calibrator = options.calibrator or "percentile"
     percentile = options.percentile or PERCENTILE
     refit = Refit(source.model, images)
-    calibrated = _calibrate(source.model, images, calibrator, percentile, every_tensor=options.explain is not None)
+    calibrated = _calibrate(source, images, options, percentile)
     damage: Dict[str, float] = {}
     judged_on = ""
     if is_auto or options.explain is not None:
@@ -464,9 +511,7 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     return _fitted(Result(quantized, info, _report_summary(report, float_layers) + told), refit, images)
 
 
-def _calibrate(
-    fp32: "onnx.ModelProto", images: "CalibrationImages", name: str, percentile: float, every_tensor: bool
-) -> Calibrated:
+def _calibrate(source: Source, images: "CalibrationImages", options: ExportOptions, percentile: float) -> Calibrated:
     """Equalise the graph, and find the ranges of its tensors, with histograms of more where --explain wants them."""
     from export.calibrate import calibrator, merged
     from export.equalize import equalizable, equalize
@@ -475,19 +520,47 @@ def _calibrate(
     from export.quantize import collect_histograms, ranges
     from uad.progress import counted, progress
 
-    rule = calibrator(name, percentile=percentile)
-    model = fp32
+    model = source.model
     # Noise says nothing of where the values of a channel end.
-    if images.source == "images" and equalizable(fp32):
+    if images.source == "images" and equalizable(model):
         with progress("Equalising", images.count) as step:
-            model = equalize(fp32, counted(images, step))
+            model = equalize(model, counted(images, step))
     placement = place(model)
     ranged = placement.ranged()
-    with progress("Calibrating", images.count) as step:
-        names = observed_tensors(placement) if every_tensor else ranged
-        by_class = [collect_histograms(model, names, counted(group, step)) for group in images.by_class()]
-    histograms = {name: merged([of_class[name] for of_class in by_class]) for name in names}
-    return Calibrated(model, placement, histograms, ranges(by_class, ranged, rule))
+    if options.calibrator == TENSORRT_ENTROPY:
+        amax = _ranges_of_tensorrt(model, source.info, images, ranged, options)
+        wanted = observed_tensors(placement) if options.explain else []
+    else:
+        wanted = observed_tensors(placement) if options.explain else ranged
+    by_class = []
+    if wanted:
+        with progress("Calibrating", images.count) as step:
+            by_class = [collect_histograms(model, wanted, counted(group, step)) for group in images.by_class()]
+    if options.calibrator != TENSORRT_ENTROPY:
+        rule = calibrator(options.calibrator or "percentile", percentile=percentile)
+        amax = ranges(by_class, ranged, rule)
+    histograms = {name: merged([of_class[name] for of_class in by_class]) for name in wanted}
+    return Calibrated(model, placement, histograms, amax)
+
+
+def _ranges_of_tensorrt(
+    model: "onnx.ModelProto",
+    info: "ModelInfo",
+    images: "CalibrationImages",
+    names: Sequence[str],
+    options: ExportOptions,
+) -> Dict[str, float]:
+    """Tensor -> amax, of those named, as TensorRT's entropy calibrator has it."""
+    from engines.qdq import for_tensorrt
+    from export.tensorrt import calibrate
+    from uad.progress import phases
+
+    with phases("Calibrating with TensorRT") as watch:
+        found = calibrate(for_tensorrt(model), info, images, _plan_settings(options), watch)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise CalibrationError(f"TensorRT's calibrator gives no range for {missing[0]}: take another --calibrator")
+    return {name: found[name] for name in names}
 
 
 def _corrected(

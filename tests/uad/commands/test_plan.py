@@ -136,6 +136,48 @@ def test_a_small_int8_file_becomes_a_plan(uad: Run, model: Path, root: Path, tmp
     assert plan.command == "uad export small.onnx --max-batch 4 --out engine.plan"
 
 
+def test_an_int8_plan_without_nodes_on_a_dla(uad: Run, model: Path, root: Path, tmp_path: Path) -> None:
+    calibrate = ["--precision", "int8", "--calibrator", "tensorrt-entropy", "--calibration-data", root]
+    calibrate += ["--implicit", "--calibration-cache", "int8.cache", "--device", "dla:1", "--gpu-fallback"]
+    done = uad("export", model, *calibrate, "--out", "engine.plan")
+    assert done.returncode == 0, done.stderr
+    assert " tensors with a range, " in done.stdout and " layers on DLA 1" in done.stdout
+    info, plan = read_description(tmp_path / "engine.plan")
+    assert info.calibration is not None and info.calibration["calibrator"] == "tensorrt-entropy"
+    assert plan.command.endswith("--implicit --device dla:1 --gpu-fallback --out engine.plan")
+    assert (tmp_path / "int8.cache").read_text().startswith("TRT-8502-EntropyCalibration2\n")
+    assert uad("export", model, *calibrate[:6], "--out", "int8.onnx").returncode == 0
+    for file in ("engine.plan", "int8.onnx"):
+        flags = ["--data.root", root, "--scores", f"{file}.csv", "--runtime", "onnxruntime"]
+        assert uad("test", file, *flags).returncode == 0
+    plan_scores, file_scores = (scores(tmp_path / f"{file}.csv") for file in ("engine.plan", "int8.onnx"))
+    np.testing.assert_allclose(plan_scores, file_scores, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--implicit"], "--implicit is for int8, and this would be fp32: add --precision int8"),
+        (["--implicit", "--calibration-cache", "int8.cache"], "this would be fp32"),
+        (["--device", "dla:0"], "--device dla:0 computes in int8 and fp16: add --precision int8 or fp16"),
+        (["--device", "dla:0", "--max-batch", "4"], "takes a fixed number of images: give --batch"),
+        (["--gpu-fallback"], "--gpu-fallback is for --device dla:0 or dla:1"),
+        (["--calibration-cache", "int8.cache"], "--calibration-cache is for --implicit"),
+        (["--precision", "fp16", "--device", "dla:0"], "layers cannot run there"),
+        (["--precision", "int8", "--calibration-data", "random-normal", "--device", "dla:1"], "add --implicit"),
+    ],
+)
+def test_what_a_dla_or_implicit_int8_wants_is_told(flags: list[str], told: str, uad: Run, model: Path) -> None:
+    done = uad("export", model, *flags, "--out", "engine.plan")
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+    assert not (model.parent / "engine.plan").exists()
+
+
+def test_implicit_int8_is_for_plans(uad: Run, model: Path) -> None:
+    done = uad("export", model, "--implicit", "--out", "a.onnx")
+    assert done.returncode == 2 and "--implicit is for --out FILE.plan, not a.onnx" in done.stderr
+
+
 def test_bench_tells_copies_apart_from_computing(uad: Run, model: Path, tmp_path: Path) -> None:
     assert uad("export", model, "--batch", 2, "--out", "engine.plan").returncode == 0
     done = uad(

@@ -360,4 +360,5 @@ def test_the_command_line_offers_what_the_packages_have() -> None:
 
     assert set(choices.Calibrator.__args__) == {*CALIBRATORS, "tensorrt-entropy"}
     assert set(choices.Target.__args__) == set(TARGETS)
+    assert set(choices.Checked.__args__) == {*TARGETS, "jetson-xavier-nx-dla"}
     assert set(choices.Runtime.__args__) == set(engines.RUNTIMES)

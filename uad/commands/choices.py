@@ -12,6 +12,7 @@ Device = Literal["gpu", "dla:0", "dla:1"]
 Runtime = Literal["openvino", "onnxruntime", "tensorrt"]
 OnnxRuntime = Literal["openvino", "onnxruntime"]  # those of `Runtime` that run .onnx files
 Target = Literal["cpu", "tensorrt", "jetson-xavier-nx"]
+Checked = Literal["cpu", "tensorrt", "jetson-xavier-nx", "jetson-xavier-nx-dla"]  # `Target`, and its DLA
 
 LARGEST_IMAGE = about("millions of pixels of the largest image that is read, which takes 8 to 11 bytes a pixel")
 

@@ -173,6 +173,17 @@ def test_what_a_dla_or_implicit_int8_wants_is_told(flags: list[str], told: str, 
     assert not (model.parent / "engine.plan").exists()
 
 
+def test_check_says_which_layers_a_dla_would_run(uad: Run, model: Path) -> None:
+    done = uad("check", model, "--target", "jetson-xavier-nx-dla")
+    assert done.returncode == 0, done.stderr
+    first, second, *others = done.stdout.splitlines()
+    assert first.endswith("nothing that jetson-xavier-nx-dla is known to refuse")
+    assert second.startswith("a DLA would run ") and second.endswith(
+        " layers; the GPU runs the others, with --gpu-fallback:"
+    )
+    assert len(others) == 1 and "normalisation and head compute in float32: /normalize/Cast, " in others[0]
+
+
 def test_implicit_int8_is_for_plans(uad: Run, model: Path) -> None:
     done = uad("export", model, "--implicit", "--out", "a.onnx")
     assert done.returncode == 2 and "--implicit is for --out FILE.plan, not a.onnx" in done.stderr

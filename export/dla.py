@@ -1,0 +1,146 @@
+"""Which layers of a file a DLA of a Jetson Xavier NX would run, and why not the others; found without the device.
+
+Sources: TensorRT Developer Guide 8.5, 'DLA Supported Layers and Restrictions'
+(https://docs.nvidia.com/deeplearning/tensorrt/archives/tensorrt-852/developer-guide/index.html#dla-lay-supp-rest), and
+the operators that NVIDIA/Deep-Learning-Accelerator-SW lists for TensorRT 8.5. The guide has one more limit, the room
+for the weights of one convolution in the DLA's buffer, that cannot be told from a file: on the device TensorRT is asked
+itself (`export.tensorrt.put_on_dla`). A layer that lacks a range runs in float16 there.
+"""
+
+import dataclasses
+from typing import Callable, Collection, Dict, List, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from engines.graph import attribute, bypass, constants, in_backbone, remove_unused_constants
+from engines.qdq import for_tensorrt
+
+CHANNELS = 8192  # the most, in and out; also of groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A node of the graph, and what keeps it from a DLA; "" if nothing does."""
+
+    name: str
+    operator: str
+    reason: str
+
+
+def layers_on_dla(model: onnx.ModelProto, float_layers: Collection[str] = ()) -> List[Layer]:
+    """Every node but Q/DQ, in graph order.
+
+    Args:
+        model: a graph of any precision.
+        float_layers: names of nodes that stay in float32; see `engines.metadata.ModelInfo`.
+    """
+    plain = for_tensorrt(model)
+    bypass(plain, ("QuantizeLinear", "DequantizeLinear"))
+    remove_unused_constants(plain)
+    values = constants(plain)
+    return [Layer(node.name, node.op_type, _reason(node, values, float_layers)) for node in plain.graph.node]
+
+
+def _reason(node: onnx.NodeProto, values: Mapping[str, np.ndarray], float_layers: Collection[str]) -> str:
+    if not in_backbone(node):
+        return "normalisation and head compute in float32"
+    if node.name in float_layers:
+        return "it is kept in float32"
+    if node.op_type not in RULES:
+        return f"a DLA has no {node.op_type}"
+    return RULES[node.op_type](node, values)
+
+
+def _convolution(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
+    weight = values[node.input[1]].shape
+    kernel, padding = weight[2:], _whole(node, "pads", 0)
+    return (
+        _outside("kernel", kernel, 1, 32)
+        or _outside("padding", padding, 0, min(31, min(kernel) - 1))
+        or _outside("stride", _whole(node, "strides", 1), 1, 8)
+        or _outside("dilation", _whole(node, "dilations", 1), 1, 32)
+        or _outside("output channels", weight[:1], 1, CHANNELS)
+    )
+
+
+def _deconvolution(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
+    weight = values[node.input[1]].shape
+    return (
+        _outside("kernel", weight[2:], 1, 22)  # TensorRT leaves 23 to 32 to the GPU
+        or _outside("padding", _whole(node, "pads", 0), 0, 0)
+        or _outside("stride", _whole(node, "strides", 1), 1, 22)
+        or _outside("dilation", _whole(node, "dilations", 1), 1, 1)
+        or _outside("groups", _whole(node, "group", 1), 1, 1)
+        or _outside("channels", weight[:2], 1, CHANNELS)
+    )
+
+
+def _pooling(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
+    return (
+        _outside("window", _whole(node, "kernel_shape", 1), 1, 8)
+        or _outside("padding", _whole(node, "pads", 0), 0, 7)
+        or _outside("stride", _whole(node, "strides", 1), 1, 16)
+    )
+
+
+def _clip(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
+    bounds = [float(values[name]) for name in node.input[1:3] if name in values]
+    if len(bounds) < 2:
+        return "its bounds are not two constants"
+    low, high = bounds
+    return "" if low == 0 and 1 <= high <= 127 else f"it clips to [{low:g}, {high:g}], not to [0, 1 to 127]"
+
+
+def _concatenation(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
+    return _outside("axis", _whole(node, "axis", 0), 1, 1)
+
+
+def _resize(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
+    mode = _text(node, "mode", "nearest")
+    transformation = _text(node, "coordinate_transformation_mode", "half_pixel")
+    if mode == "linear" and transformation != "half_pixel":
+        return f"linear resizing by {transformation}, not half_pixel"
+    scales = values.get(node.input[2]) if len(node.input) > 2 else None
+    if scales is None or len(scales) != 4:
+        return "its scales are not four constants"
+    most = 32 if mode == "nearest" else 4
+    if (scales[:2] != 1).any() or (scales % 1).any() or scales.max() > most:
+        return f"its scales are {', '.join(f'{scale:g}' for scale in scales)}, not 1, 1, and whole numbers to {most}"
+    return ""
+
+
+def _any(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
+    return ""
+
+
+RULES: Dict[str, Callable[[onnx.NodeProto, Mapping[str, np.ndarray]], str]] = {
+    "Conv": _convolution,
+    "ConvTranspose": _deconvolution,
+    "MaxPool": _pooling,
+    "AveragePool": _pooling,
+    "Clip": _clip,
+    "Concat": _concatenation,
+    "Resize": _resize,
+    **dict.fromkeys(("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Add", "Sub", "Mul", "Max", "Transpose"), _any),
+}
+
+
+def _whole(node: onnx.NodeProto, name: str, default: int) -> Sequence[int]:
+    """The numbers of an attribute."""
+    value = attribute(node, name)
+    if isinstance(value, int):
+        return [value]
+    return list(value) if isinstance(value, (list, tuple)) else [default]
+
+
+def _text(node: onnx.NodeProto, name: str, default: str) -> str:
+    value = attribute(node, name)
+    return value.decode() if isinstance(value, bytes) else default
+
+
+def _outside(what: str, found: Sequence[int], least: int, most: int) -> str:
+    if all(least <= each <= most for each in found):
+        return ""
+    span = f"{least} to {most}" if least < most else str(most)
+    return f"{what} {' x '.join(str(each) for each in found)}, not {span}"

@@ -1,7 +1,8 @@
 """How fast and how big: latency, throughput and memory of models, measured in turns.
 
 Each model lives in a fresh process of its own that loads it, and measures only when it is told to, so that the models
-take turns (A B A B) on an otherwise idle machine and a drift of its speed meets all of them alike. Latency is host
+take turns (A B A B) on an otherwise idle machine and a drift of its speed meets all of them alike. Or all measure at
+once, which is the rate of a whole module whose GPU and DLAs work together. Latency is host
 array in, host array out, by one clock (time.perf_counter) whatever the runtime. A runtime on a GPU tells by the GPU's
 clock, too, how long the copies and the computing took.
 
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, Optional, Sequence
 
@@ -25,12 +27,15 @@ import numpy as np
 import engines
 from engines import jetson
 from engines.errors import UserError, doubts_as_lines
+from engines.images import read_image
+from engines.metadata import is_defect
 
 ROUNDS = 5  # turns of each model
 MINIMUM_RUNS = 200  # of each model, over all turns
 WARM_UP_SECONDS = 0.5
 WARM_UP_RUNS = 10
 INPUTS = 4  # different random images, taken in turn
+MOST_PHOTOGRAPHS = 64  # files that are taken in turn
 LATENCY = "latency"
 PATIENCE = 600.0  # seconds without an answer, beyond those asked for, after which a process is stopped
 # Runs a module with the search path of this process: -m would put the current folder first, PYTHONPATH a whole
@@ -65,6 +70,15 @@ class Worker:
         """Run the model for about `seconds`; each run."""
         runs: List[Run] = self._ask(f"run {seconds}", seconds)["runs"]
         return runs
+
+    def judge(self, photographs: Sequence[str], seconds: float) -> "List[float]":
+        """From photographs to decisions for about `seconds`; each run of a batch, ms.
+
+        Raises:
+            UserError: a photograph cannot be read.
+        """
+        ms: List[float] = self._ask(f"judge {json.dumps([seconds, *photographs])}", seconds)["ms"]
+        return ms
 
     def memory(self) -> Dict[str, Optional[float]]:
         """`ram_mb` and `ram_peak_mb` of the process (resident set), in units of 10^6 bytes; None where no one tells."""
@@ -136,8 +150,11 @@ def benchmark(
     seconds: float,
     progress: Callable[[], object] = lambda: None,
     minimum: int = MINIMUM_RUNS,
+    *,
+    together: bool = False,
+    photographs: Sequence[str] = (),
 ) -> List[Dict[str, Any]]:
-    """Measure models in turns; a report for each, with the keys of `uad bench --json`.
+    """Measure models in turns, or together; a report for each, with the keys of `uad bench --json`.
 
     Args:
         paths: model files, in the order of the report; one may come twice.
@@ -145,9 +162,11 @@ def benchmark(
         seconds: of measuring for each model, at least.
         progress: called after each of the `ROUNDS` rounds.
         minimum: runs of each model, at least.
+        together: all models run at the same time, and not in turns.
+        photographs: files; if any, the way from file to decision is measured, too, at the end of each turn.
 
     Raises:
-        UserError: a model cannot be loaded.
+        UserError: a model cannot be loaded, or a photograph not be read.
     """
     with contextlib.ExitStack() as stack:
         workers, taken_mb = [], []
@@ -157,16 +176,30 @@ def benchmark(
             after = jetson.memory_available_mb()
             taken_mb.append(before - after if jetson.is_jetson() and before and after else None)
         runs: List[List[Run]] = [[] for _ in workers]
+        judged: List[List[float]] = [[] for _ in workers]
+        groups = [list(range(len(workers)))] if together else [[index] for index in range(len(workers))]
+        threads = stack.enter_context(ThreadPoolExecutor(len(workers)))
+        some = list(photographs[:MOST_PHOTOGRAPHS])
         for turn in range(ROUNDS):
-            for worker, measured in zip(workers, runs):
-                measured += worker.measure(seconds / ROUNDS)
-                wanted = minimum * (turn + 1) // ROUNDS
-                while len(measured) < wanted:
-                    measured += worker.measure(0.2)
+            wanted = minimum * (turn + 1) // ROUNDS
+            for group in groups:
+                span = seconds / ROUNDS
+                while True:
+                    answers = [threads.submit(workers[index].measure, span) for index in group]
+                    for index, answer in zip(group, answers):
+                        runs[index] += answer.result()
+                    if all(len(runs[index]) >= wanted for index in group):
+                        break
+                    span = 0.2
+                if some:
+                    asked = [threads.submit(workers[index].judge, some, seconds / ROUNDS) for index in group]
+                    for index, found in zip(group, asked):
+                        judged[index] += found.result()
             progress()
         reports: List[Dict[str, Any]] = []
-        for path, worker, measured, mb in zip(paths, workers, runs, taken_mb):
+        for path, worker, measured, ms, mb in zip(paths, workers, runs, judged, taken_mb):
             report = dict(worker.description, model=path, **summarize(measured, worker.description["batch"]))
+            report.update(together=together, photograph_ms=_percentiles(ms) if ms else None)
             report.update(worker.memory(), unified_mb=mb)
             report["file_mb"] = Path(path).stat().st_size / 1e6
             report["ratio_to_first"] = report["latency_ms"]["p50"] / (reports or [report])[0]["latency_ms"]["p50"]
@@ -227,9 +260,16 @@ def serve(load: Callable[[], engines.Engine], threads: Optional[int]) -> None:
         }
     )
     while True:
-        order = orders.get().split()
+        order = orders.get().split(maxsplit=1)
         if order[0] == "memory":
             answer(_memory())
+        elif order[0] == "judge":
+            seconds, *photographs = json.loads(order[1])
+            try:
+                answer({"ms": _judge(engine, photographs, seconds)})
+            except UserError as error:
+                answer({"error": str(error)})
+                return
         else:
             _measure(engine, images, 0.0, 2)  # the caches are cold after the others' turns
             answer({"runs": _measure(engine, images, float(order[1]), 1)})
@@ -259,6 +299,22 @@ def _measure(engine: engines.Engine, images: np.ndarray, seconds: float, runs: i
         engine.run(image)
         latency = 1000.0 * (time.perf_counter() - start)
         measured.append({LATENCY: latency, **engine.parts_ms()})
+    return measured
+
+
+def _judge(engine: engines.Engine, photographs: Sequence[str], seconds: float) -> List[float]:
+    """From photographs to decisions for at least `seconds` and one round of the files; each run of a batch, ms."""
+    measured: List[float] = []
+    end = time.perf_counter() + seconds
+    size, threshold, taken = engine.info.size, engine.info.threshold, 0
+    while taken < len(photographs) or time.perf_counter() < end:
+        paths = [photographs[(taken + index) % len(photographs)] for index in range(engine.batch)]
+        start = time.perf_counter()
+        found = engine.infer(np.stack([read_image(path, size=size) for path in paths]), paths)
+        for score in found.score:
+            is_defect(float(score), threshold)
+        measured.append(1000.0 * (time.perf_counter() - start))
+        taken += engine.batch
     return measured
 
 

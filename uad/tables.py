@@ -81,6 +81,8 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
     header += [*(f"{name.replace('_', ' ')} ms" for name in parts), "GPU MB"] if on_gpu else []
     shared = any(report.get("unified_mb") is not None for report in reports)
     header += ["shared MB"] if shared else []
+    judged = any(report.get("photograph_ms") for report in reports)
+    header += ["photograph p50 ms", "photograph p99 ms"] if judged else []
     rows = []
     for report in reports:
         latency = report["latency_ms"]
@@ -94,8 +96,13 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
             row += [_fraction(found[name]["p50"] if name in found else None) for name in parts]
             row.append(_fraction(report["device_mem_mb"], 0))
         row += [_fraction(report["unified_mb"], 0)] if shared else []
+        row += [f"{report['photograph_ms'][key]:.2f}" for key in ("p50", "p99")] if judged else []
         rows.append(row)
-    return markdown(header, rows)
+    table = markdown(header, rows)
+    if reports[0].get("together"):
+        rate = sum(report["images_per_second"] for report in reports)
+        table += f"\n\ntogether, at the same time: {rate:.1f} images/s"
+    return table
 
 
 def jetson_lines(seen: Dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from graphs import save_tiny
+from image_folders import noise, save
 
 import engines
 from engines import benchmark as bench
@@ -35,6 +36,8 @@ KEYS = {
     "file_mb",
     "load_s",
     "ratio_to_first",
+    "together",
+    "photograph_ms",
 }  # of `uad bench --json`
 
 # A process that serves an engine of our own: it notes each run in a file, and prints what would upset the answers.
@@ -158,6 +161,35 @@ def test_models_take_turns(tmp_path: Path) -> None:
     assert turns == "AB" + "AB" * bench.ROUNDS
     assert len(rounds) == bench.ROUNDS
     assert [report["batch"] for report in reports] == [2, 2]
+
+
+def test_models_measure_at_the_same_time(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    paths = [str(tmp_path / name) for name in "ab"]
+    for path in paths:
+        Path(path).touch()
+    commands = [fake("A", log, sleep=0.02), fake("B", log, sleep=0.02)]
+    reports = benchmark(paths, commands, 0.5, together=True, minimum=20)
+    measured = log.read_text()[-60:]
+    assert all(report["together"] and report["runs"] >= 20 for report in reports)
+    changes = sum(one != other for one, other in zip(measured, measured[1:]))
+    assert changes > 20  # in turns there would be one for each of the last turns
+
+
+def test_from_photograph_to_decision(tmp_path: Path) -> None:
+    path = str(save_tiny(tmp_path / "a.onnx"))
+    photographs = [str(save(noise(index, size=300), tmp_path / f"{index}.png")) for index in range(3)]
+    (report,) = benchmark([path], [worker_command(path, "onnxruntime", 2, 1)], 0.01, photographs=photographs)
+    judged = report["photograph_ms"]
+    assert set(judged) == {"p50", "p90", "p99", "max", "mean"}
+    assert judged["p50"] > report["latency_ms"]["p50"]  # decoding comes on top
+
+
+def test_a_photograph_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = str(save_tiny(tmp_path / "a.onnx"))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="b.png"):
+        benchmark([path], [worker_command(path, "onnxruntime", 1, 1)], 0.01, photographs=[str(tmp_path / "b.png")])
 
 
 def test_what_a_runtime_prints_does_not_reach_the_answers(tmp_path: Path) -> None:
@@ -305,5 +337,19 @@ def test_memory_is_unknown_where_no_one_tells(monkeypatch: pytest.MonkeyPatch) -
         memory = bench._memory()
     assert memory == {"ram_mb": None, "ram_peak_mb": None}
     report = {**dict.fromkeys(KEYS, 1.0), "model": "m", "runtime": "r", "precision": "fp32", **memory}
-    report.update(summarize([{"latency": 1.0}], 1), device_mem_mb=None)
+    report.update(summarize([{"latency": 1.0}], 1), device_mem_mb=None, together=False, photograph_ms=None)
     assert "| - |" in benchmark_table([report]).replace("  ", "").replace("|-", "| -")
+
+
+def test_a_table_of_what_ran_together_ends_with_the_rate_of_all() -> None:
+    from uad.tables import benchmark_table
+
+    report = {**dict.fromkeys(KEYS, 1.0), "model": "m", "runtime": "r", "precision": "fp32", "device_mem_mb": None}
+    report.update(summarize([{"latency": 10.0}], 1), together=True, photograph_ms={"p50": 12.5, "p99": 20.0})
+    table = benchmark_table([report, report])
+    assert table.endswith("\n\ntogether, at the same time: 200.0 images/s")
+    assert (
+        "photograph p50 ms" in table
+        and " 12.50 " in table
+        and "together" not in benchmark_table([{**report, "together": False}])
+    )

@@ -13,7 +13,7 @@ from uad.options import about, above_zero, at_least, parse, positional, settle
 
 @dataclass
 class BenchOptions:
-    """Measure how fast and how big models are, in turns."""
+    """Measure how fast and how big models are, in turns or together."""
 
     models: List[Path] = field(metadata=positional(".ckpt, .onnx or .plan files, measured in turns: A B A B"))
     runtime: Optional[Runtime] = field(
@@ -25,6 +25,13 @@ class BenchOptions:
     batch: Optional[int] = field(
         default=None,
         metadata=about("how many images a model is given at once; 1, or what a plan was built for, if not given"),
+    )
+    together: bool = field(
+        default=False,
+        metadata=about("measure the models at the same time, as GPU and DLAs of one module, not in turns"),
+    )
+    images: Optional[Path] = field(
+        default=None, metadata=about("folder of photographs: measure the way from file to decision, too")
     )
     seconds: float = field(default=3.0, metadata=about("how long to measure each model at least, seconds"))
     json: Optional[Path] = field(default=None, metadata=about("JSON file to write the figures to"))
@@ -56,13 +63,35 @@ def _measure(options: BenchOptions) -> List[Dict[str, Any]]:
 
     keep_descriptions(options.models, [options.json])
     check_output(options.json, "--json")
+    photographs = [str(path) for path in _photographs(options.images)]
     commands = [worker_command(path, options.runtime, options.batch, options.threads) for path in options.models]
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(jetson.Watch()) if jetson.is_jetson() else None
-        step = stack.enter_context(progress("Measuring in turns", ROUNDS))
-        reports = benchmark([str(path) for path in options.models], commands, options.seconds, step)
+        step = stack.enter_context(progress("Measuring together" if options.together else "Measuring in turns", ROUNDS))
+        reports = benchmark(
+            [str(path) for path in options.models],
+            commands,
+            options.seconds,
+            step,
+            together=options.together,
+            photographs=photographs,
+        )
     seen = watch.report(options.seconds) if watch else None
     return [{**report, "jetson": seen} for report in reports]
+
+
+def _photographs(folder: Optional[Path]) -> List[Path]:
+    from uad.data.files import images_below
+    from uad.errors import DataError
+
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise DataError(f"--images {folder} is no folder of images")
+    found = images_below(folder)
+    if not found:
+        raise DataError(f"no image in {folder}")
+    return found
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 import abc
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Dict, Optional, Sequence, Type
+from typing import Any, Dict, List, Optional, Sequence, Type
 
 import numpy as np
 
@@ -52,6 +52,10 @@ class Engine(abc.ABC):
     def parts_ms(self) -> Dict[str, float]:
         """How long the parts of the last `run` took by the device's clock, ms; empty where a runtime has no parts."""
         return {}
+
+    def layers(self) -> Optional[List[Any]]:
+        """What the runtime made of the graph, as it tells it; None where it does not."""
+        return None
 
     def infer(self, images: np.ndarray, names: Optional[Sequence[str]] = None) -> Prediction:
         """Judge any number of images, in batches of the engine's size; the last batch is filled up with zeros.

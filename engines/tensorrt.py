@@ -5,6 +5,7 @@ on stand-ins for TensorRT and pycuda that know what each release has.
 """
 
 import contextlib
+import json
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import numpy as np
@@ -126,6 +127,7 @@ class TensorRtEngine(Engine):
         _check_origin(path, built, tensorrt.__version__, device_here())
         _check_batch(path, built, self.batch)
         self._logger = _logger(tensorrt)
+        self._json = tensorrt.LayerInformationFormat.JSON
         self._context = cuda.Device(0).retain_primary_context()
         self._buffers: Dict[str, Any] = {}
         try:
@@ -194,6 +196,13 @@ class TensorRtEngine(Engine):
     def parts_ms(self) -> Dict[str, float]:
         with self._current():
             return {part: self._marks[i].time_till(self._marks[i + 1]) for i, part in enumerate(PARTS)}
+
+    def layers(self) -> List[Any]:
+        """Each layer of the plan with its precision and kernel, as TensorRT's inspector tells it."""
+        with self._current():
+            inspector = self._engine.create_engine_inspector()
+            told = json.loads(inspector.get_engine_information(self._json))
+        return list(told["Layers"])
 
     def close(self) -> None:
         self.closed = True

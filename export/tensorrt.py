@@ -353,7 +353,7 @@ def _configuration(
         network,
         profiles=[Profile().add(INPUT, min=shape(least), opt=shape(best), max=shape(best))],
         memory_pool_limits={trt.MemoryPoolType.WORKSPACE: settings.workspace_mb << 20},
-        profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,
+        profiling_verbosity=trt.ProfilingVerbosity.DETAILED,  # which precision each layer got; no slower
         load_timing_cache=str(cache) if cache.is_file() else None,
         progress_monitor=monitor,
         **precision,

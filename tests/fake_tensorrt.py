@@ -134,7 +134,7 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
                 "TensorIOMode",
             ),
             *("ProfilingVerbosity", "TacticSource", "PreviewFeature", "QuantizationFlag", "DeviceType"),
-            *("EngineCapability", "OnnxParserFlag", "Severity"),
+            *("EngineCapability", "OnnxParserFlag", "Severity", "LayerInformationFormat"),
         ):
             members = {member: index for index, member in enumerate(api[name])}
             enums[name] = Number(name, members)
@@ -594,6 +594,7 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
                 model = _in_int8(network, build.ranges)
             dla = config.DLA_core if build.on_dla else None
             header = {"version": trt.__version__, "device": gpu.name, "profile": build.profiles[0], "dla": dla}
+            header["detailed"] = config._verbosity is not None and config._verbosity.name == "DETAILED"
             content = model.SerializeToString()
             header["size"] = len(content)
             return IHostMemory(MAGIC + json.dumps(header).encode() + b"\n" + content)
@@ -770,7 +771,8 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 3
             self._session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-            self._profile = described["profile"]
+            self._profile, self._detailed = described["profile"], described["detailed"]
+            self._layers = [node.name for node in model.graph.node]
             self._values = [*model.graph.input, *model.graph.output]
             self._n_inputs = len(model.graph.input)
 
@@ -801,9 +803,22 @@ def fake_tensorrt(release: str, gpu: Gpu) -> Any:
         device_memory_size = 3_000_000
         device_memory_size_v2 = 3_000_000
 
+        def create_engine_inspector(self) -> Any:
+            return EngineInspector(self)
+
         def create_execution_context(self) -> Any:
             gpu.require_context()
             return IExecutionContext(self)
+
+    @add
+    class EngineInspector(Guarded):
+        def __init__(self, engine: Any) -> None:
+            self._engine = engine
+
+        def get_engine_information(self, format: Any) -> str:  # noqa: A002
+            need(format, enums["LayerInformationFormat"], "format")
+            layers = [{"Name": name, "LayerType": "CaskConvolution"} for name in self._engine._layers]
+            return json.dumps({"Layers": layers if self._engine._detailed else [each["Name"] for each in layers]})
 
     @add
     class IExecutionContext(Guarded):

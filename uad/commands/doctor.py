@@ -1,17 +1,18 @@
 """`uad doctor`: what is installed, which runtimes work here, and what to do about the rest."""
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 import engines
 from engines.cpu import cpu_fields, cpu_flags, saturates
-from uad.options import parse
+from engines.errors import UserError
+from engines.files import check_output, write_json
+from uad.options import about, above_zero, parse, settle
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import onnx
 
     from engines.metadata import ModelInfo
@@ -32,9 +33,33 @@ PACKAGES = {
 }
 
 
+SECONDS = 10.0  # that the timings of a report take, for each file
+
+
 @dataclass
 class DoctorOptions:
     """Say what is installed and what works here."""
+
+    report: Optional[Path] = field(
+        default=None,
+        metadata=about("JSON file for a report to send to whoever made the model; it names nothing personal"),
+    )
+    model: Optional[Path] = field(
+        default=None, metadata=about("for --report: .plan or .onnx file to judge ten drawn images with, and to time")
+    )
+    reference: Optional[Path] = field(
+        default=None, metadata=about("for --report: the fp32 .onnx file, to compare --model with")
+    )
+    seconds: float = field(default=SECONDS, metadata=about("for --report: how long to time each file, seconds"))
+
+    def __post_init__(self) -> None:
+        """Raise UserError for what cannot be."""
+        settle(self)
+        above_zero(seconds=self.seconds)
+        if self.report is None and (self.model or self.reference):
+            raise UserError("--model and --reference are for --report FILE")
+        if self.reference is not None and self.model is None:
+            raise UserError("--reference is for --model: give the file to compare")
 
 
 def doctor() -> str:
@@ -69,7 +94,6 @@ def _runtimes() -> List[Tuple[str, str]]:
 def _try(runtime: str) -> str:
     """Whether a runtime loads and runs a tiny model; TensorRT builds it first."""
     import tempfile
-    from pathlib import Path
 
     import numpy as np
 
@@ -91,7 +115,7 @@ def _try(runtime: str) -> str:
     return "works" if score[0] == 7.0 else f"computes wrongly ({score[0]} for 7)"
 
 
-def _build(info: "ModelInfo", path: "Path") -> None:
+def _build(info: "ModelInfo", path: Path) -> None:
     from engines.plan_file import save_plan
     from export.tensorrt import PlanSettings, build_plan
 
@@ -130,7 +154,27 @@ def _processor() -> str:
     return f"{name} ({', '.join(useful) or 'no INT8 instructions found'})"
 
 
+def _report(options: DoctorOptions, said: str) -> None:
+    """Write what is said of this machine, and of a model on it."""
+    from engines.benchmark import ROUNDS
+    from uad.evaluation.device_report import device_report, without_paths
+    from uad.progress import progress
+
+    assert options.report is not None
+    content: Dict[str, Any] = {"uad": _version("uad"), "doctor": without_paths(said.splitlines()), "model": None}
+    if options.model is not None:
+        with progress("Measuring", ROUNDS) as step:
+            content["model"] = device_report(options.model, options.reference, options.seconds, step)
+    write_json(options.report, content)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Print the report."""
-    parse(DoctorOptions, arguments, "doctor")
-    print(doctor())
+    options = parse(DoctorOptions, arguments, "doctor")
+    if options.report is not None:
+        check_output(options.report, "--report")
+    said = doctor()
+    print(said)
+    if options.report is not None:
+        _report(options, said)
+        print(f"{options.report}: read it before you send it")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -213,6 +214,32 @@ def test_predict_judges_by_a_plan(uad: Run, model: Path, root: Path, tmp_path: P
 @pytest.mark.parametrize("release", [RELEASES[0], RELEASES[-1]])
 def test_doctor_builds_and_runs_a_plan(release: str, uad: Run) -> None:
     assert "tensorrt: works" in uad("doctor", release=release).stdout
+
+
+def test_doctor_reports_a_plan_and_nothing_personal(uad: Run, model: Path, tmp_path: Path) -> None:
+    assert uad("export", model, "--precision", "fp16", "--out", "engine.plan").returncode == 0
+    flags = ["--model", "engine.plan", "--reference", model, "--seconds", 0.1]
+    done = uad("doctor", "--report", "report.json", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "report.json: read it before you send it" in done.stdout
+    text = (tmp_path / "report.json").read_text()
+    report = json.loads(text)
+    found = report["model"]
+    assert any("tensorrt: works" in line for line in report["doctor"])
+    assert found["file"]["plan"]["tensorrt"] == "8.5.2.2" and found["file"]["precision"] == "fp16"
+    assert len(found["layers"]) > 30 and found["layers"][0]["LayerType"]  # more than names
+    assert len(found["scores"]) == len(set(found["scores"])) == len(found["agreement"]["scores"]) == 10
+    assert found["agreement"]["spearman"] > 0.9 and found["agreement"]["max_abs_map_diff"] > 0
+    assert [timing["runtime"] for timing in found["timings"]][0] == "tensorrt" and found["jetson"] is None
+    for personal in (platform.node(), str(tmp_path), "bolt", "engine.plan", str(Path.home())):
+        assert personal not in text, personal
+
+
+def test_a_report_is_refused_before_the_work(uad: Run, model: Path, tmp_path: Path) -> None:
+    done = uad("doctor", "--report", model / "report.json")
+    assert done.returncode == 2 and "--report" in done.stderr and not done.stdout
+    assert "--reference is for --model" in uad("doctor", "--report", "r.json", "--reference", model).stderr
+    assert "--model and --reference are for --report FILE" in uad("doctor", "--model", model).stderr
 
 
 def test_mistakes_are_one_line(uad: Run, model: Path, root: Path, tmp_path: Path) -> None:

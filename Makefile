@@ -37,5 +37,6 @@ format: .venv/installed
 .venv-jetson/installed: pyproject.toml docker/jetson-constraints.txt
 	$(PYTHON38) -m venv .venv-jetson
 	.venv-jetson/bin/python -m pip install --quiet --constraint docker/jetson-constraints.txt \
-		numpy pillow onnx onnxruntime scikit-learn scipy jsonargparse rich polygraphy pytest pytest-timeout
+		numpy pillow onnx onnxruntime scikit-learn scipy jsonargparse rich polygraphy pytest pytest-timeout \
+		mypy==1.11.2 vermin==1.6.0
 	touch $@

@@ -100,16 +100,21 @@ def test_the_commands_of_the_jetsons_guide_run_one_after_the_other(uad: Run, roo
     blocks = (TESTS.parent / "docs" / "jetson.md").read_text(encoding="utf-8").split("```\n")[1::2]
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("uad ")]
     commands = [shlex.split(line)[1:] for line in lines]
-    assert [command[0] for command in commands] == ["doctor", "export", "test", "bench", "predict"]
+    build = ["export", "test", "bench", "predict"]
+    dla = ["export", "check", "export", "export", "test", "bench"]
+    assert [command[0] for command in commands] == ["doctor", *build, *dla, "doctor"]
     save_tiny(tmp_path / "model.onnx", with_readout())
     (tmp_path / "IMAGES").symlink_to(root)
     (tmp_path / "PHOTOS").symlink_to(root / "bolt" / "test")
     said = {}
     for command in commands:
-        done = uad(*(word if word != "60" else "0.1" for word in command))
+        quick = ["--seconds", "0.1"] if "--report" in command else []
+        done = uad(*(word if word != "60" else "0.1" for word in command), *quick)
         assert done.returncode == 0, done.stderr
-        said[command[0]] = done.stdout
-    assert "tensorrt: works" in said["doctor"] and "MB by TensorRT 8.5.2" in said["export"]
+        said[command[0]] = said.get(command[0], "") + done.stdout
+    assert "tensorrt: works" in said["doctor"] and "report.json: read it before" in said["doctor"]
+    assert "MB by TensorRT 8.5.2" in said["export"] and "layers on DLA 1" in said["export"]
+    assert "a DLA would run" in said["check"] and "together, at the same time" in said["bench"]
     assert "Spearman" in said["test"] and "copy in ms" in said["bench"] and "GPU MB" in said["bench"]
     assert (tmp_path / "RESULTS" / "predictions.csv").is_file()
 

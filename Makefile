@@ -7,6 +7,10 @@ PYTHON38 ?= $(firstword $(shell python3.8 -c "import sys; print(sys.executable)"
 JETSON_TESTS := tests/engines tests/export tests/uad/commands tests/uad/evaluation tests/uad/data \
 	tests/uad/test_cli.py tests/uad/test_options.py tests/uad/test_progress.py tests/uad/test_tables.py
 
+# What runs on the Jetson, for the last mypy that knows Python 3.8, and for vermin, which knows its library.
+ON_JETSON := engines export uad/commands uad/evaluation uad/data/files.py uad/data/folder.py uad/data/calibration.py \
+	uad/data/defects.py uad/cli.py uad/errors.py uad/open.py uad/options.py uad/progress.py uad/tables.py
+
 .PHONY: demo test jetson check format
 
 demo: .venv/installed
@@ -18,6 +22,8 @@ test: .venv/installed
 jetson: .venv-jetson/installed
 	.venv-jetson/bin/python --version
 	.venv-jetson/bin/python -m pytest $(JETSON_TESTS)
+	.venv-jetson/bin/mypy --config-file= --python-version 3.8 --follow-imports silent --ignore-missing-imports $(ON_JETSON)
+	.venv-jetson/bin/vermin --quiet --no-tips --target=3.8- $(ON_JETSON)
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -38,5 +44,5 @@ format: .venv/installed
 	$(PYTHON38) -m venv .venv-jetson
 	.venv-jetson/bin/python -m pip install --quiet --constraint docker/jetson-constraints.txt \
 		numpy pillow onnx onnxruntime scikit-learn scipy jsonargparse rich polygraphy pytest pytest-timeout \
-		mypy==1.11.2 vermin==1.6.0
+		mypy==1.11.2 types-PyYAML vermin==1.6.0
 	touch $@

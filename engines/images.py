@@ -106,7 +106,9 @@ def _opened(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
 
 def _decoding(size: Tuple[int, int]) -> "contextlib.AbstractContextManager[object]":
     """Waits while another thread decodes a large image, if this is one too."""
-    return _one_large_image if size[0] * size[1] > LARGE else contextlib.nullcontext()
+    if size[0] * size[1] > LARGE:
+        return _one_large_image
+    return contextlib.nullcontext()
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

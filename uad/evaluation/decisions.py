@@ -131,7 +131,8 @@ def overlay(photograph: np.ndarray, anomaly_map: np.ndarray, threshold: float) -
     Returns:
         (H, 2 W, 3) uint8.
     """
-    enlarged = enlarge(anomaly_map, photograph.shape[:2])
+    height, width = photograph.shape[:2]
+    enlarged = enlarge(anomaly_map, (height, width))
     heat = np.clip(enlarged / max(threshold, 1e-12) - 0.5, 0.0, 1.0)[..., None]
     colour = np.concatenate([np.full_like(heat, 255.0), 255.0 * (1.0 - heat), np.zeros_like(heat)], axis=2)
     opacity = 0.65 * np.minimum(2.0 * heat, 1.0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def _judge(
     return scored
 
 
-def enlarge(anomaly_map: np.ndarray, size: "tuple[int, int]") -> np.ndarray:
+def enlarge(anomaly_map: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
     """Enlarge an anomaly map (h, w) float32 bilinearly to `size` (height, width)."""
     from PIL import Image
 

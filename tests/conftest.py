@@ -6,6 +6,7 @@ would pass for the package `engines`.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: their threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

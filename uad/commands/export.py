@@ -190,6 +190,7 @@ def export(options: ExportOptions) -> str:
 
     is_plan = options.out.suffix == SUFFIX
     check_output(options.out, "--out")
+    check_output(options.calibration_cache, "--calibration-cache")
     allow(options.max_megapixels)
     if is_plan or options.calibrator == TENSORRT_ENTROPY:
         from export.tensorrt import require

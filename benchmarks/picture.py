@@ -5,11 +5,10 @@ python benchmarks/picture.py --demo demo --out docs/demo.png
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from uad.commands.demo import first_of_each
-from uad.evaluation.decisions import Decision
+from uad.evaluation.predictions import ROWS, read_predictions
 from uad.evaluation.sheet import contact_sheet
 
 SHOWN = (("gear", True), ("gear", False), ("board", False), ("fabric", False))  # class, whether the part is good
@@ -21,8 +20,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, required=True, help="folder that uad demo wrote")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    entries = json.loads((options.demo / "predictions" / "predictions.json").read_text(encoding="utf-8"))
-    found = first_of_each([Decision(class_name=entry.pop("class"), **entry) for entry in entries])
+    found = first_of_each(read_predictions(options.demo / "predictions" / ROWS))
     contact_sheet([found[each] for each in SHOWN], options.out, columns=len(SHOWN))
 
 

@@ -108,11 +108,14 @@ def write_csv(path: Union[str, Path], header: Sequence[str], rows: Iterable[Sequ
     Raises:
         OutputError: the file cannot be written.
     """
+    write_text(path, "".join(csv_line(row) for row in (header, *rows)))
+
+
+def csv_line(cells: Sequence[Any]) -> str:
+    """A row of a CSV file with its end; text that a spreadsheet would compute gets an apostrophe in front."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows([_harmless(cell) for cell in row] for row in rows)
-    write_text(path, text.getvalue())
+    csv.writer(text).writerow([_harmless(cell) for cell in cells])
+    return text.getvalue()
 
 
 def _harmless(cell: Any) -> Any:

@@ -8,6 +8,7 @@ from uad.options import about, settle
 
 Precision = Literal["fp32", "fp16", "int8", "auto"]
 Calibrator = Literal["entropy", "percentile", "minmax", "tensorrt-entropy"]
+Overlays = Literal["all", "defects", "none"]
 Device = Literal["gpu", "dla:0", "dla:1"]
 Runtime = Literal["openvino", "onnxruntime", "tensorrt"]
 OnnxRuntime = Literal["openvino", "onnxruntime"]  # those of `Runtime` that run .onnx files

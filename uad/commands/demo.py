@@ -17,7 +17,7 @@ from uad.options import about, parse, settle
 from uad.tables import markdown
 
 if TYPE_CHECKING:
-    from uad.evaluation.decisions import Decision
+    from uad.evaluation.predictions import Decision
 
 COMMANDS = {"fit": fit.main, "export": export.main, "test": test.main, "bench": bench.main}
 

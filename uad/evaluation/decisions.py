@@ -1,38 +1,33 @@
-"""Decisions on image files: predictions.csv, predictions.json, and an overlay for each image."""
+"""Photographs to decisions: which files, of which class, and what the model says of each.
 
+A few threads read and resize photographs ahead of the model, and draw overlays behind it, so that the model waits for
+neither. Only `AHEAD` photographs are in memory at a time, each reduced to what is still needed of it.
+"""
+
+import collections
 import dataclasses
 import glob
 import os
+import time
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from engines import Engine
-from engines.errors import Doubt, OutputError, UserError
-from engines.files import make_folder, replacing, write_csv, write_json
+from engines.errors import Doubt, ImageFileError, OutputError, UserError
 from engines.images import SUFFIXES, read_image, resize
 from engines.metadata import is_defect
-from uad.data.files import RESULTS, images_below
-from uad.data.folder import Sample, check_samples
+from uad.data.files import images_below
 from uad.evaluation.evaluate import enlarge
+from uad.evaluation.overlays import overlay, overlay_path, reduced, write_png
+from uad.evaluation.predictions import DEFECT, GOOD, UNREADABLE, Decision, Region
 
-SHOWN = 4_000_000  # pixels: an overlay of a larger photograph is made at this size
-LONGEST = 200  # bytes of a photograph's name in that of its overlay
+AHEAD = 4  # photographs that are read before the model takes them, and drawn after it, at most
+THREADS = 2  # that read and draw
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """What the model says of one image file; the columns of predictions.csv."""
-
-    image: str
-    class_name: str  # "" where it is not known; then the global threshold serves
-    score: float
-    threshold: float
-    decision: str  # "defect" where score > threshold, or "good"
-    overlay: str  # path of the overlay; "" where it could not be written
 
 
 def find_images(inputs: Sequence[Path]) -> Dict[Path, Path]:
@@ -66,80 +61,6 @@ def find_images(inputs: Sequence[Path]) -> Dict[Path, Path]:
     return {path: found[path] for path in reversed(list(once.values()))}
 
 
-def decide(
-    engine: Engine,
-    images: Dict[Path, Path],
-    out: Path,
-    class_name: Optional[str] = None,
-    progress: Callable[[], object] = lambda: None,
-) -> List[Decision]:
-    """Judge images and write `out`/predictions.csv, `out`/predictions.json and `out`/overlays/*.png.
-
-    An overlay has the size of its photograph, up to `SHOWN` pixels; see `overlay`.
-
-    Args:
-        engine: the model.
-        images: image files of any size, each with the input that led to it; see `find_images`.
-        out: folder, made if needed.
-        class_name: class of all the images; by default a folder that has a class's name gives it; see `class_of`.
-        progress: called after each image.
-
-    Raises:
-        DataError: names every file that cannot be read; then nothing is written.
-        UserError: an unknown class.
-    """
-    names = {path: class_name or class_of(path, source, engine.info.classes) for path, source in images.items()}
-    check_samples([Sample(path, "", "", depth=engine.info.depth_of(name)) for path, name in names.items()])
-    if class_name is not None and class_name not in engine.info.thresholds:
-        raise UserError(f"unknown class '{class_name}': the model knows {', '.join(engine.info.thresholds)}")
-    decisions = []
-    overlays = make_folder(out / "overlays")
-    (overlays / RESULTS).touch()
-    for number, (path, name) in enumerate(names.items()):
-        decisions.append(_judged(engine, path, name, overlays / f"{number:05d}_{_short(path.stem)}.png"))
-        progress()
-    _write_tables(out, decisions)
-    return decisions
-
-
-def _judged(engine: Engine, path: Path, class_name: Optional[str], overlay_path: Path) -> Decision:
-    """Judge one image and draw its overlay; a function of its own, so that only one photograph is in memory."""
-    photograph = read_image(path, depth=engine.info.depth_of(class_name))
-    prediction = engine.infer(resize(photograph, engine.info.size)[None], [str(path)])
-    threshold = engine.info.threshold_of(class_name)
-    score = float(prediction.score[0])
-    drawn = str(overlay_path)
-    try:
-        _write_png(overlay_path, overlay(_reduced(photograph), prediction.anomaly_map[0], threshold))
-    except OutputError as error:
-        warnings.warn(f"{path} has no overlay: {error}", Doubt, stacklevel=2)
-        drawn = ""
-    decision = "defect" if is_defect(score, threshold) else "good"
-    return Decision(str(path), class_name or "", score, threshold, decision, drawn)
-
-
-def overlay(photograph: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
-    """The photograph on the left, and on the right with its anomalies in yellow to red.
-
-    Colour begins at half the threshold and is full at one and a half times the threshold.
-
-    Args:
-        photograph: (H, W, 3) uint8.
-        anomaly_map: (h, w) float32.
-        threshold: the score above which an image is defective.
-
-    Returns:
-        (H, 2 W, 3) uint8.
-    """
-    height, width = photograph.shape[:2]
-    enlarged = enlarge(anomaly_map, (height, width))
-    heat = np.clip(enlarged / max(threshold, 1e-12) - 0.5, 0.0, 1.0)[..., None]
-    colour = np.concatenate([np.full_like(heat, 255.0), 255.0 * (1.0 - heat), np.zeros_like(heat)], axis=2)
-    opacity = 0.65 * np.minimum(2.0 * heat, 1.0)
-    marked = (1.0 - opacity) * photograph + opacity * colour
-    return np.concatenate([photograph, np.rint(marked).astype(np.uint8)], axis=1)
-
-
 def class_of(path: Path, source: Path, classes: Sequence[str]) -> Optional[str]:
     """The class that a folder of an image is named like, the innermost first.
 
@@ -157,29 +78,122 @@ def class_of(path: Path, source: Path, classes: Sequence[str]) -> Optional[str]:
     return next((name for name in reversed([*given, *below]) if name in classes), None)
 
 
-def _reduced(photograph: np.ndarray) -> np.ndarray:
-    """A photograph of at most `SHOWN` pixels."""
-    height, width = photograph.shape[:2]
-    scale = (SHOWN / (height * width)) ** 0.5
-    return photograph if scale >= 1 else resize(photograph, (max(1, int(height * scale)), max(1, int(width * scale))))
+@dataclasses.dataclass
+class _Seen:
+    """A photograph that was read, or why not."""
+
+    path: Path
+    class_name: Optional[str]
+    begun: float  # time.perf_counter
+    small: Optional[np.ndarray] = None  # (height, width, 3) uint8, as the model takes it
+    shown: Optional[np.ndarray] = None  # as it is drawn, where it may be
+    size: Tuple[int, int] = (0, 0)  # height and width, pixels
+    error: str = ""
 
 
-def _short(name: str) -> str:
-    """A name that leaves room for a number and a suffix within the 255 bytes that a file system takes."""
-    encoded = os.fsencode(name)
-    return name if len(encoded) <= LONGEST else encoded[:LONGEST].decode("utf-8", "ignore")
+def decide(
+    engine: Engine, images: Dict[Path, Optional[str]], overlays: Optional[Path], only_defects: bool = False
+) -> Iterator[Decision]:
+    """Judge photographs; a decision for each, in their order. One that cannot be read is a decision, too.
+
+    Args:
+        engine: the model.
+        images: image files of any size, each with its class, if it is known.
+        overlays: folder for overlays; None draws none.
+        only_defects: whether only defects are drawn.
+
+    Raises:
+        ModelFileError: the model gives values that are not finite.
+    """
+    waiting = iter(images.items())
+    reading: Deque[Future[_Seen]] = collections.deque()
+    drawing: Deque[Future[Decision]] = collections.deque()
+
+    with ThreadPoolExecutor(THREADS) as threads:
+
+        def read_ahead() -> None:
+            while len(reading) < AHEAD + engine.batch - 1:
+                path, name = next(waiting, (None, None))
+                if path is None:
+                    return
+                reading.append(threads.submit(_see, engine, path, name, overlays is not None))
+
+        read_ahead()
+        while reading:
+            group = [reading.popleft().result() for _ in range(min(engine.batch, len(reading)))]
+            read_ahead()
+            readable = {seen.path: seen.small for seen in group if seen.small is not None}
+            maps: Dict[Path, Tuple[float, np.ndarray]] = {}
+            if readable:
+                found = engine.infer(np.stack(list(readable.values())), [str(path) for path in readable])
+                maps = {path: (float(found.score[i]), found.anomaly_map[i]) for i, path in enumerate(readable)}
+            for seen in group:
+                drawing.append(threads.submit(_finish, engine, seen, maps.get(seen.path), overlays, only_defects))
+            while drawing and (len(drawing) > AHEAD or drawing[0].done()):
+                yield drawing.popleft().result()
+        while drawing:
+            yield drawing.popleft().result()
 
 
-def _write_png(path: Path, image: np.ndarray) -> None:
-    from PIL import Image
+def _see(engine: Engine, path: Path, class_name: Optional[str], is_drawn: bool) -> _Seen:
+    """Read a photograph once, and keep of it what is needed."""
+    seen = _Seen(path, class_name, time.perf_counter())
+    try:
+        photograph = read_image(path, depth=engine.info.depth_of(class_name))
+    except ImageFileError as error:
+        seen.error = str(error)
+        return seen
+    seen.size = photograph.shape[0], photograph.shape[1]
+    seen.small = resize(photograph, engine.info.size)
+    seen.shown = reduced(photograph) if is_drawn else None
+    return seen
 
-    with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, format="png")
+
+def _finish(
+    engine: Engine,
+    seen: _Seen,
+    found: Optional[Tuple[float, np.ndarray]],
+    overlays: Optional[Path],
+    only_defects: bool,
+) -> Decision:
+    """The decision on a photograph, its regions, and its overlay."""
+    name, threshold = seen.class_name or "", engine.info.threshold_of(seen.class_name)
+    if found is None:
+        seconds = time.perf_counter() - seen.begun
+        return Decision(str(seen.path), name, None, threshold, UNREADABLE, error=seen.error, seconds=seconds)
+    score, anomaly_map = found
+    decision = DEFECT if is_defect(score, threshold) else GOOD
+    regions = regions_of(anomaly_map, threshold, engine.info.size, seen.size) if decision == DEFECT else ()
+    seconds, drawn = time.perf_counter() - seen.begun, ""
+    if overlays is not None and seen.shown is not None and (decision == DEFECT or not only_defects):
+        path = overlay_path(overlays, seen.path)
+        try:
+            write_png(path, overlay(seen.shown, anomaly_map, threshold))
+            drawn = str(path)
+        except OutputError as error:
+            warnings.warn(f"{seen.path} has no overlay: {error}", Doubt, stacklevel=2)
+    return Decision(str(seen.path), name, score, threshold, decision, drawn, regions, seconds=seconds)
 
 
-def _write_tables(out: Path, decisions: Sequence[Decision]) -> None:
-    columns = [field.name for field in dataclasses.fields(Decision)]
-    header = ["class" if column == "class_name" else column for column in columns]
-    rows = [[getattr(decision, column) for column in columns] for decision in decisions]
-    write_csv(out / "predictions.csv", header, rows)
-    write_json(out / "predictions.json", [dict(zip(header, row)) for row in rows])
+def regions_of(
+    anomaly_map: np.ndarray, threshold: float, size: Tuple[int, int], photograph: Tuple[int, int]
+) -> Tuple[Region, ...]:
+    """The connected parts of a map that lie above the threshold, the largest first.
+
+    Args:
+        anomaly_map: (h, w) float32.
+        threshold: the score above which an image is defective.
+        size: (height, width) of the model's input, to which the map is enlarged.
+        photograph: (height, width) in whose pixels the regions are told.
+    """
+    from scipy import ndimage
+
+    labels, count = ndimage.label(enlarge(anomaly_map, size) > threshold, structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    down, across = photograph[0] / size[0], photograph[1] / size[1]
+    regions: List[Region] = []
+    for area, (rows, columns) in zip(areas, ndimage.find_objects(labels)):
+        top, bottom = int(rows.start * down), int(np.ceil(rows.stop * down))
+        left, right = int(columns.start * across), int(np.ceil(columns.stop * across))
+        regions.append(Region(left, top, right - left, bottom - top, max(1, round(float(area) * down * across))))
+    return tuple(sorted(regions, key=lambda region: -region.area))

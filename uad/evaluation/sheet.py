@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Sequence
 
 from engines.files import replacing
-from uad.evaluation.decisions import Decision
+from uad.evaluation.predictions import Decision
 
 SIDE = 144  # of a photograph in the sheet, pixels
 CAPTION, GAP, FRAME = 22, 8, 3  # pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -15,16 +16,18 @@ from PIL import Image
 
 import engines
 from engines.errors import Doubt, UserError
-from uad.evaluation import decisions
-from uad.evaluation.decisions import class_of, decide, find_images
+from uad.commands.predict import PredictOptions, predict
+from uad.evaluation import overlays
+from uad.evaluation.decisions import AHEAD, class_of, decide, find_images, regions_of
+from uad.evaluation.overlays import CONTOUR, overlay
+from uad.evaluation.predictions import Decision, Region, json_line, read_predictions
 
 CLASSES = ["bolt", "nut"]
 
 
 def judge(model: Path, inputs: list[Path], out: Path) -> list[tuple[str, str]]:
     """(name, class) of each image that is judged."""
-    with engines.load(model, "onnxruntime") as engine:
-        decisions = decide(engine, find_images(inputs), out)
+    decisions = predict(PredictOptions(model, inputs, out, runtime="onnxruntime"))
     return [(Path(decision.image).name, decision.class_name) for decision in decisions]
 
 
@@ -103,8 +106,7 @@ def test_photographs_are_read_with_the_depth_of_their_class(tmp_path: Path) -> N
         np.repeat(np.rint(values * (255 / 4095)).astype(np.uint8)[..., None], 3, 2), tmp_path / "same" / "0.png"
     )
     model = save_tiny(tmp_path / "model" / "a.onnx", depths={"nut": 12})
-    with engines.load(model, "onnxruntime") as engine:
-        found = [decide(engine, find_images([path.parent]), tmp_path / "out")[0].score for path in (deep, same)]
+    found = [predict(PredictOptions(model, [path.parent], tmp_path / "out"))[0].score for path in (deep, same)]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
@@ -122,16 +124,37 @@ def test_a_missing_input_and_a_folder_without_images_are_named(tmp_path: Path) -
 
 
 def test_an_overlay_marks_what_is_above_the_threshold_by_hand() -> None:
-    from uad.evaluation.decisions import overlay
-
     photograph = np.full((2, 2, 3), 100, np.uint8)
     shown = overlay(photograph, np.array([[0.0, 0.5], [1.0, 2.0]], np.float32), threshold=1.0)
     assert shown.shape == (2, 4, 3)
     np.testing.assert_array_equal(shown[:, :2], photograph)
-    # Below half the threshold nothing; at the threshold half red, at 1.5 times full: 0.35 * 100 + 0.65 * (255, 0, 0).
+    # Below half the threshold nothing; at the threshold half, yellow and orange half and half; above it the outline.
     np.testing.assert_array_equal(shown[0, 2:], [[100, 100, 100], [100, 100, 100]])
-    np.testing.assert_array_equal(shown[1, 2], np.rint([0.35 * 100 + 0.65 * 255, 0.35 * 100 + 0.65 * 127.5, 35]))
-    np.testing.assert_array_equal(shown[1, 3], np.rint([0.35 * 100 + 0.65 * 255, 35, 35]))
+    np.testing.assert_array_equal(shown[1, 2], np.rint(35 + 0.65 * np.array([226.5, 161, 33])))
+    np.testing.assert_array_equal(shown[1, 3], CONTOUR)
+
+
+def test_the_outline_is_that_of_the_region_and_its_inside_is_coloured() -> None:
+    anomaly_map = np.zeros((40, 40), np.float32)
+    anomaly_map[10:30, 10:30] = 2.0
+    marked = overlay(np.full((40, 40, 3), 100, np.uint8), anomaly_map, threshold=1.0)[:, 40:]
+    is_outline = (marked == CONTOUR).all(axis=2)
+    assert is_outline.sum() == 76 and is_outline[10, 10:30].all() and not is_outline[11:29, 11:29].any()
+    np.testing.assert_array_equal(marked[20, 20], np.rint(35 + 0.65 * np.array([213, 94, 0])))
+
+
+def test_regions_are_told_in_pixels_of_the_photograph() -> None:
+    anomaly_map = np.zeros((16, 16), np.float32)
+    anomaly_map[2:4, 3:7] = 5.0
+    anomaly_map[10, 10] = 3.0
+    found = regions_of(anomaly_map, 1.0, size=(16, 16), photograph=(160, 320))
+    assert found == (Region(60, 20, 80, 20, 8 * 200), Region(200, 100, 20, 10, 200))
+    assert regions_of(anomaly_map, 5.0, (16, 16), (160, 320)) == ()
+
+
+def test_regions_that_touch_at_a_corner_are_one() -> None:
+    (region,) = regions_of(np.eye(3, dtype=np.float32)[:2], 0.5, size=(2, 3), photograph=(2, 3))
+    assert region == Region(0, 0, 2, 2, 2)
 
 
 NAMES = [b"pi\xe8ce.png", b"a" * 240 + b".png", ("\u87ba" * 80).encode() + b".png", b"=1+1.png"]
@@ -142,8 +165,8 @@ def test_an_image_of_any_name_is_judged_and_written(name: bytes, model: Path, tm
     photograph = tmp_path / os.fsdecode(name)
     save(noise(0), tmp_path / "0.png").rename(photograph)
     judge(model, [photograph], tmp_path / "out")
-    (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
-    assert row["image"] == str(photograph) and Path(row["overlay"]).is_file()
+    (row,) = read_predictions(tmp_path / "out" / "predictions.jsonl")
+    assert row.image == str(photograph) and Path(row.overlay).is_file()
     assert os.fsencode(photograph) in (tmp_path / "out" / "predictions.csv").read_bytes()
 
 
@@ -152,7 +175,11 @@ def test_an_overlay_that_cannot_be_written_is_a_line_and_the_rest_goes_on(
 ) -> None:
     for index in range(3):
         save(noise(index), tmp_path / f"{index}.png")
-    monkeypatch.setattr(decisions, "_short", lambda name: "x" * 300 if name == "1" else name)
+
+    def too_long(folder: Path, photograph: Path) -> Path:
+        return folder / ("x" * 300 if photograph.stem == "1" else f"{photograph.stem}.png")
+
+    monkeypatch.setattr("uad.evaluation.decisions.overlay_path", too_long)
     with pytest.warns(Doubt, match="1.png has no overlay: .*File name too long"):
         judge(model, [tmp_path / f"{index}.png" for index in range(3)], tmp_path / "out")
     with open(tmp_path / "out" / "predictions.csv", newline="") as file:
@@ -184,12 +211,168 @@ def test_a_video_and_a_pipe_get_a_hint(tmp_path: Path) -> None:
 def test_the_overlay_of_a_large_photograph_is_reduced(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decisions, "SHOWN", 400)
+    monkeypatch.setattr(overlays, "SHOWN", 400)
     Image.new("RGB", (80, 20)).save(tmp_path / "large.png")
     Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
     judge(model, [tmp_path / "large.png", tmp_path / "small.png"], tmp_path / "out")
     sizes = []
-    for path in sorted((tmp_path / "out" / "overlays").glob("*.png")):
+    for path in sorted((tmp_path / "out" / "overlays").glob("*.png")):  # large, small
         with Image.open(path) as image:
             sizes.append(image.size)
     assert sizes == [(80, 10), (40, 20)]  # the photograph twice, side by side
+
+
+# Real folders: unreadable files, stops, many photographs --------------------------------------------------------------
+
+
+def many(folder: Path, count: int) -> Path:
+    for index in range(count):
+        save(noise(index), folder / f"{index:03d}.png")
+    return folder
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with open(out / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_cannot_be_read_is_a_row_and_the_rest_goes_on(model: Path, tmp_path: Path) -> None:
+    photos = many(tmp_path / "photos", 5)
+    (photos / "001.png").write_bytes(b"no image")
+    (photos / "003.png").write_bytes((photos / "002.png").read_bytes()[:100])
+    decisions = predict(PredictOptions(model, [photos], tmp_path / "out"))
+    assert [decision.decision == "unreadable" for decision in decisions] == [False, True, False, True, False]
+    rows = rows_of(tmp_path / "out")
+    assert [Path(row["image"]).name for row in rows] == [f"{index:03d}.png" for index in range(5)]
+    assert rows[1]["score"] == rows[1]["overlay"] == "" and "001.png (not an image)" in rows[1]["error"]
+    assert len(list((tmp_path / "out" / "overlays").glob("*.png"))) == 3
+
+
+def test_strict_stops_at_the_first_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
+    photos = many(tmp_path / "photos", 3)
+    (photos / "001.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="001.png"):
+        predict(PredictOptions(model, [photos], tmp_path / "out", strict=True))
+    assert [Path(row["image"]).name for row in rows_of(tmp_path / "out")] == ["000.png"]
+
+
+def test_every_photograph_is_decoded_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from uad.evaluation import decisions
+
+    read: list[Path] = []
+    original = decisions.read_image
+
+    def noted(path: Path, **settings: int) -> np.ndarray:
+        read.append(path)
+        return original(path, **settings)
+
+    monkeypatch.setattr(decisions, "read_image", noted)
+    predict(PredictOptions(model, [many(tmp_path / "photos", 7)], tmp_path / "out"))
+    assert len(read) == len(set(read)) == 7
+
+
+def test_few_photographs_are_in_memory_at_a_time(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from uad.evaluation import decisions
+
+    read: list[Path] = []
+    original = decisions.read_image
+
+    def noted(path: Path, **settings: int) -> np.ndarray:
+        read.append(path)
+        return original(path, **settings)
+
+    monkeypatch.setattr(decisions, "read_image", noted)
+    with engines.load(model, "onnxruntime") as engine:
+        photographs = dict.fromkeys(sorted(many(tmp_path / "photos", 30).iterdir()))
+        for judged, _ in enumerate(decide(engine, photographs, None)):
+            assert len(read) <= judged + 2 * AHEAD + 2
+
+
+@pytest.mark.parametrize(("which", "drawn"), [("all", 4), ("defects", 2), ("none", 0)])
+def test_overlays_on_request(which: str, drawn: int, model: Path, tmp_path: Path) -> None:
+    from graphs import with_readout
+
+    photos = many(tmp_path / "photos", 4)
+    scores = sorted(each.score or 0.0 for each in predict(PredictOptions(model, [photos], tmp_path / "out")))
+    model = save_tiny(tmp_path / "m" / "a.onnx", threshold=(scores[1] + scores[2]) / 2)
+    decisions = predict(PredictOptions(model, [photos], tmp_path / "new", overlays=which))  # type: ignore[arg-type]
+    assert with_readout and len(list((tmp_path / "new").glob("overlays/*.png"))) == drawn
+    assert sum(bool(decision.overlay) for decision in decisions) == drawn
+    for decision in decisions:
+        assert bool(decision.regions) == (decision.decision == "defect")
+
+
+def test_old_overlays_go_and_other_pictures_stay(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(PredictOptions(model, [many(tmp_path / "photos", 3)], out))
+    save(noise(0), out / "overlays" / "mine.png")
+    predict(PredictOptions(model, [tmp_path / "photos" / "000.png"], out))
+    assert sorted(path.name.split("-")[0] for path in (out / "overlays").glob("*.png")) == ["000", "mine.png"]
+
+
+def test_a_stopped_call_goes_on_where_it_was(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from uad.evaluation import decisions
+
+    photos, out = many(tmp_path / "photos", 12), tmp_path / "out"
+    original, judged = engines.Engine.infer, []
+
+    def dies(self: engines.Engine, *arguments: object) -> engines.Prediction:
+        if len(judged) == 8:
+            raise KeyboardInterrupt
+        judged.append(0)
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines.Engine, "infer", dies)
+        with pytest.raises(KeyboardInterrupt):
+            predict(PredictOptions(model, [photos], out))
+    before = rows_of(out)
+    assert 0 < len(before) < 12
+    with open(out / "predictions.jsonl", "a") as file:
+        file.write('{"image": "half a li')  # as a kill leaves it
+    (photos / "011.png").write_bytes(b"no image")
+    read: list[str] = []
+    read_image = decisions.read_image
+    monkeypatch.setattr(decisions, "read_image", lambda path, **s: (read.append(path.name), read_image(path, **s))[1])
+    predict(PredictOptions(model, [photos], out, resume=True))
+    assert read == [f"{index:03d}.png" for index in range(len(before), 12)]
+    rows = rows_of(out)
+    assert [Path(row["image"]).name for row in rows] == [f"{index:03d}.png" for index in range(12)]
+    assert rows[: len(before)] == before and rows[-1]["decision"] == "unreadable"
+    save(noise(7), photos / "011.png")
+    assert [each.decision for each in predict(PredictOptions(model, [photos], out, resume=True))].count(
+        "unreadable"
+    ) == 0
+    assert len(rows_of(out)) == len(read_predictions(out / "predictions.jsonl")) == 12
+
+
+def test_a_folder_holds_what_one_model_said(model: Path, tmp_path: Path) -> None:
+    photos, out = many(tmp_path / "photos", 2), tmp_path / "out"
+    predict(PredictOptions(model, [photos], out))
+    other = save_tiny(tmp_path / "m" / "a.onnx", threshold=0.5)
+    with pytest.raises(UserError, match="holds what another model said: leave out --resume"):
+        predict(PredictOptions(other, [photos], out, resume=True))
+    assert len(predict(PredictOptions(other, [photos], out))) == 2
+
+
+def test_damaged_rows_are_told(model: Path, tmp_path: Path) -> None:
+    photos, out = many(tmp_path / "photos", 2), tmp_path / "out"
+    predict(PredictOptions(model, [photos], out))
+    (out / "predictions.jsonl").write_text("[1]\n")
+    with pytest.raises(UserError, match="predictions.jsonl, line 1 is no prediction"):
+        predict(PredictOptions(model, [photos], out, resume=True))
+
+
+def test_names_come_from_standard_input(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = many(tmp_path / "photos", 3)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / '002.png'}\n\n{photos / '000.png'}\n"))
+    assert judge(model, [Path("-")], tmp_path / "out") == [("002.png", ""), ("000.png", "")]
+    with pytest.raises(UserError, match="standard input named none"):
+        judge(model, [Path("-")], tmp_path / "out")
+
+
+def test_rows_say_what_the_decision_is(tmp_path: Path) -> None:
+    decision = Decision("a.png", "", 2.5, 1.0, "defect", regions=(Region(1, 2, 3, 4, 5),), seconds=0.25)
+    assert json.loads(json_line(decision))["regions"] == [{"left": 1, "top": 2, "width": 3, "height": 4, "area": 5}]
+    (tmp_path / "rows").write_text(json_line(decision) + "half")
+    assert read_predictions(tmp_path / "rows") == [decision]

@@ -1,0 +1,84 @@
+"""A photograph beside itself with its anomalies marked, for people."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from engines.files import make_folder, replacing
+from engines.images import resize
+from uad.data.files import RESULTS
+from uad.evaluation.evaluate import enlarge
+
+SHOWN = 4_000_000  # pixels: an overlay of a larger photograph is made at this size
+LONGEST = 200  # bytes of a photograph's name in that of its overlay
+# Okabe and Ito, 'Color Universal Design', 2008: told apart by people who are blind to some colours.
+FAINT, STRONG, CONTOUR = (240, 228, 66), (213, 94, 0), (0, 114, 178)
+NAME = re.compile(r".*-[0-9a-f]{8}\.png")  # of an overlay
+
+
+def overlay(photograph: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
+    """The photograph on the left, and on the right with its anomalies in yellow to orange, outlined in blue.
+
+    Colour begins at half the threshold and is full at one and a half times the threshold. The outline is that of what
+    lies above the threshold.
+
+    Args:
+        photograph: (H, W, 3) uint8.
+        anomaly_map: (h, w) float32.
+        threshold: the score above which an image is defective.
+
+    Returns:
+        (H, 2 W, 3) uint8.
+    """
+    from scipy import ndimage
+
+    height, width = photograph.shape[:2]
+    enlarged = enlarge(anomaly_map, (height, width))
+    heat = np.clip(enlarged / max(threshold, 1e-12) - 0.5, 0.0, 1.0)[..., None]
+    colour = (1.0 - heat) * np.array(FAINT, np.float32) + heat * np.array(STRONG, np.float32)
+    opacity = 0.65 * np.minimum(2.0 * heat, 1.0)
+    marked = np.rint((1.0 - opacity) * photograph + opacity * colour).astype(np.uint8)
+    above = enlarged > threshold
+    thick = max(1, round(min(height, width) / 200))
+    marked[above & ~ndimage.binary_erosion(above, iterations=thick, border_value=1)] = CONTOUR
+    return np.concatenate([photograph, marked], axis=1)
+
+
+def reduced(photograph: np.ndarray) -> np.ndarray:
+    """A photograph of at most `SHOWN` pixels."""
+    height, width = photograph.shape[:2]
+    scale = (SHOWN / (height * width)) ** 0.5
+    return photograph if scale >= 1 else resize(photograph, (max(1, int(height * scale)), max(1, int(width * scale))))
+
+
+def overlay_path(folder: Path, photograph: Path) -> Path:
+    """Where the overlay of a photograph goes: its name, and what tells it from another of that name."""
+    path = os.fsencode(os.path.abspath(photograph))
+    stem = os.fsencode(photograph.stem)[:LONGEST].decode("utf-8", "ignore")
+    return folder / f"{stem}-{hashlib.sha256(path).hexdigest()[:8]}.png"
+
+
+def overlay_folder(out: Path, keep: bool) -> Path:
+    """The folder of the overlays, made if needed; those of an earlier call are removed, unless they are to be kept."""
+    folder = make_folder(out / "overlays")
+    if not keep and (folder / RESULTS).exists():
+        for path in folder.iterdir():
+            if NAME.fullmatch(path.name):
+                path.unlink()
+    (folder / RESULTS).touch()
+    return folder
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write a picture, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from PIL import Image
+
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary, format="png")

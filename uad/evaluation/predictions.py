@@ -1,0 +1,130 @@
+"""predictions.csv and predictions.jsonl, a line for each photograph as it is judged, so that a stop loses nothing.
+
+predictions.jsonl is what a later call goes on from; predictions.csv says the same but for the regions, of which it has
+the number. predictions.model holds the hash of the model file, so that one folder never holds what two models said.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Dict, List, Optional, TextIO, Tuple, Type
+
+from engines.errors import OutputError, UserError
+from engines.files import csv_line, make_folder, write_text
+
+ROWS, TABLE, MODEL = "predictions.jsonl", "predictions.csv", "predictions.model"
+DEFECT, GOOD, UNREADABLE = "defect", "good", "unreadable"
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A part of a photograph that lies above the threshold, in pixels of the photograph."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    area: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What the model says of one photograph; the columns of predictions.csv, where `regions` is their number."""
+
+    image: str
+    class_name: str  # "" where it is not known; then the global threshold serves
+    score: Optional[float]  # None where the photograph could not be read
+    threshold: float
+    decision: str  # "defect" where score > threshold, "good", or "unreadable"
+    overlay: str = ""  # path of the overlay; "" where none was asked for or it could not be written
+    regions: Tuple[Region, ...] = ()  # of a defect, the largest first
+    error: str = ""  # why it could not be read
+    seconds: float = 0.0  # from the file to the decision
+
+
+HEADER = ["class" if field.name == "class_name" else field.name for field in dataclasses.fields(Decision)]
+
+
+class Predictions:
+    """The two files of a folder, open to be appended to. Use as a context manager."""
+
+    def __init__(self, out: Path, model: Path, resume: bool) -> None:
+        """Begin anew, or go on with what is there: `self.before` has it by the path of the photograph.
+
+        What could not be read before is judged again.
+
+        Raises:
+            OutputError: the files cannot be written.
+            UserError: what is there is of another model, or no `predictions.jsonl`.
+        """
+        make_folder(out)
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        self.before: Dict[str, Decision] = {}
+        if resume and (out / ROWS).exists():
+            if not (out / MODEL).exists() or (out / MODEL).read_text(encoding="utf-8").strip() != digest:
+                raise UserError(f"{out} holds what another model said: leave out --resume, or give another --out")
+            self.before = {each.image: each for each in read_predictions(out / ROWS) if not each.error}
+        kept = list(self.before.values())
+        write_text(out / MODEL, digest + "\n")
+        write_text(out / ROWS, "".join(json_line(each) for each in kept))
+        write_text(out / TABLE, csv_line(HEADER) + "".join(csv_line(_cells(each)) for each in kept))
+        self._files: List[TextIO] = []
+        try:
+            for name in (ROWS, TABLE):
+                file = open(out / name, "a", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+                self._files.append(file)
+        except OSError as error:
+            raise OutputError(f"cannot write to {out} ({error.strerror})") from error
+
+    def append(self, decision: Decision) -> None:
+        """Write a line to each file.
+
+        Raises:
+            OutputError: the disk is full, or the file is gone.
+        """
+        try:
+            for file, line in zip(self._files, (json_line(decision), csv_line(_cells(decision)))):
+                file.write(line)
+                file.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write {self._files[0].name} ({error.strerror})") from error
+
+    def __enter__(self) -> "Predictions":
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        for file in self._files:
+            file.close()
+
+
+def read_predictions(path: Path) -> List[Decision]:
+    """The rows of a predictions.jsonl; a last line that a kill cut short is passed over.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    for number, line in enumerate(lines[:-1], 1):  # behind the last end of a line there is nothing, or half a line
+        try:
+            content = json.loads(line)
+            content["regions"] = tuple(Region(**each) for each in content["regions"])
+            rows.append(Decision(class_name=content.pop("class"), **content))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number} is no prediction ({error}): leave out --resume") from error
+    return rows
+
+
+def json_line(decision: Decision) -> str:
+    """A row of predictions.jsonl."""
+    row = dataclasses.asdict(decision)
+    return json.dumps(dict(zip(HEADER, row.values()))) + "\n"
+
+
+def _cells(decision: Decision) -> List[Any]:
+    row = {**dataclasses.asdict(decision), "regions": len(decision.regions)}
+    return ["" if value is None else value for value in row.values()]

@@ -54,6 +54,8 @@ class ModelInfo:
     # Output of a convolution before a residual Add -> its INT8 scale. The graph leaves these tensors in float, because
     # TensorRT and OpenVINO fuse the Add; ONNX Runtime cannot and quantizes them (engines/unsigned.py).
     residual_scales: Dict[str, float] = dataclasses.field(default_factory=dict)
+    # Those that `uad threshold` replaced first: class -> threshold, and "" -> that of an unknown class.
+    former_thresholds: Optional[Dict[str, float]] = None
     weight_bits: int = 8  # of an INT8 graph: 7 leaves room in the 16-bit sums of x86 without VNNI (engines/cpu.py)
     checkpoint_sha256: str = ""
     versions: Dict[str, str] = dataclasses.field(default_factory=dict)  # package -> version that wrote the file
@@ -115,6 +117,8 @@ def _check(info: ModelInfo) -> None:
     )
     for name, value in {**info.thresholds, "an unknown class": info.threshold}.items():
         _require(_is_finite(value), f"the threshold of {name} is {value}")
+    for name, value in (info.former_thresholds or {}).items():
+        _require(name in ("", *names) and _is_finite(value), f"the former threshold of {name} is {value}")
     _require(_is_finite(info.false_positive_rate) and 0 <= info.false_positive_rate < 1, "false_positive_rate")
     for name in ("height", "width", "map_stride"):
         value = getattr(info, name)

@@ -87,7 +87,17 @@ def save_plan(content: bytes, info: ModelInfo, plan: PlanInfo, path: Union[str, 
         OutputError: they cannot be written.
     """
     described = dataclasses.replace(plan, sha256=hashlib.sha256(content).hexdigest())
-    description: Dict[str, Any] = {"model": dataclasses.asdict(info), "plan": dataclasses.asdict(described)}
-    with replacing(path) as temporary, replacing(description_path(path)) as beside:
-        beside.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
+        save_description(info, described, path)
+
+
+def save_description(info: ModelInfo, plan: PlanInfo, path: Union[str, Path]) -> None:
+    """Write what is said of a plan, beside it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    description: Dict[str, Any] = {"model": dataclasses.asdict(info), "plan": dataclasses.asdict(plan)}
+    with replacing(description_path(path)) as beside:
+        beside.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

@@ -90,6 +90,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(
     Path("configs").symlink_to(ROOT / "configs")
     make_class(Path("IMAGES"), "gear", train=24)
     make_class(Path("IMAGES"), "board", train=24)
+    Path("LABELLED").symlink_to("IMAGES")
     save(noise(0), Path("PHOTOS/a.png"))
     for command in commands:
         small = ["--trainer.max_epochs", "1", "--trainer.precision", "32-true", "--data.image_size", "64"]

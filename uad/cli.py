@@ -20,6 +20,7 @@ COMMANDS: Dict[str, str] = {
     "test": "measure how right a model is on test images",
     "bench": "measure how fast and how big models are, in turns",
     "predict": "judge images and draw where their defects are",
+    "threshold": "set how strict a model is, on labelled images",
     "demo": "draw images, then fit, export, test and bench on them",
     "doctor": "say what is installed and what works here",
 }

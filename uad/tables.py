@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 if TYPE_CHECKING:
     from export.explain import LayerReport
+    from uad.evaluation.strictness import Cost, Rate
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -145,6 +146,22 @@ def layer_table(reports: Sequence["LayerReport"], judged_on: str) -> str:
         "",
     ]
     return "\n".join([*text, markdown(header, rows)])
+
+
+def cost_table(costs: "Sequence[Cost]") -> str:
+    """A row for each class: its threshold before and now, and what that costs; see `uad.evaluation.strictness`."""
+    header = ["class", "threshold before", "now", "false alarms", "95%", "defects found", "95%"]
+    rows = []
+    for cost in costs:
+        told = [text for rate in (cost.false_alarms, cost.found) for text in _counted(rate)]
+        rows.append([cost.class_name, f"{cost.before:.4g}", f"{cost.threshold:.4g}", *told])
+    return markdown(header, rows)
+
+
+def _counted(rate: "Optional[Rate]") -> List[str]:
+    if rate is None:
+        return ["-", "-"]
+    return [f"{rate.hits} of {rate.of}", f"{100 * rate.low:.1f} to {100 * rate.high:.1f}%"]
 
 
 def _fraction(value: Optional[float], digits: int = 3) -> str:

@@ -1,0 +1,142 @@
+"""`uad threshold`: set how strict a model is, on labelled images, without touching its weights."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
+
+from engines.errors import UserError
+from engines.images import MEGAPIXELS, allow
+from engines.plan_file import SUFFIX
+from uad.commands.choices import LARGEST_IMAGE, DataOptions, Runtime
+from uad.options import about, above_zero, at_least, parse, positional, settle
+
+if TYPE_CHECKING:
+    from engines.metadata import ModelInfo
+    from uad.evaluation.strictness import Cost, Scores
+
+
+@dataclass
+class ThresholdOptions:
+    """Set how strict a model is: choose its thresholds on labelled images, and say what that costs on them."""
+
+    model: Path = field(metadata=positional(".onnx or .plan file, whose thresholds are rewritten"))
+    data: DataOptions
+    target_fpr: Optional[float] = field(
+        default=None, metadata=about("part of the good images that may be called defective, such as 0.005")
+    )
+    target_recall: Optional[float] = field(
+        default=None, metadata=about("in place of it: part of the defects that must be found, such as 0.99")
+    )
+    per_class: bool = field(
+        default=False, metadata=about("a threshold for each class, on its own images, in place of one for all")
+    )
+    restore: bool = field(default=False, metadata=about("put the thresholds back that were there before"))
+    runtime: Optional[Runtime] = field(
+        default=None, metadata=about("what runs an .onnx file; the fastest that is installed if not given")
+    )
+    threads: Optional[int] = field(
+        default=None, metadata=about("how many CPU threads run the model; as many as the runtime likes if not given")
+    )
+    max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
+
+    def __post_init__(self) -> None:
+        """Raise UserError for what cannot be."""
+        settle(self)
+        above_zero(max_megapixels=self.max_megapixels)
+        at_least(1, threads=self.threads)
+        if self.model.suffix not in (".onnx", SUFFIX):
+            raise UserError(f"{self.model}: thresholds are set in .onnx and {SUFFIX} files: export it first")
+        if not self.restore and (self.target_fpr is None) == (self.target_recall is None):
+            raise UserError("give --target-fpr or --target-recall, one of them")
+        for name, value in (("--target-fpr", self.target_fpr), ("--target-recall", self.target_recall)):
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{name} {value}: give a part of the images, from 0 to 1")
+
+
+def threshold(options: ThresholdOptions) -> "List[Cost]":
+    """Rewrite the thresholds of a model; what each class pays on the images, and all together.
+
+    Raises:
+        UserError: the model, an image or the file cannot serve, or a class lacks images.
+    """
+    from engines.model_file import read_info
+    from uad.evaluation.strictness import ALL, choose, costs
+
+    allow(options.max_megapixels)
+    info = read_info(options.model)
+    before = {**info.thresholds, ALL: info.threshold}
+    if options.restore:
+        if info.former_thresholds is None:
+            raise UserError(f"{options.model}: its thresholds were not changed by uad threshold")
+        chosen = dict(info.former_thresholds)
+        common = chosen.pop("")
+        _rewrite(options.model, dataclasses.replace(info, thresholds=chosen, threshold=common, former_thresholds=None))
+        return []
+    scores = _scores(options)
+    unknown = [name for name in scores if name not in info.thresholds]
+    if unknown:
+        raise UserError(f"{options.model} does not know the class {unknown[0]}: it knows {', '.join(info.thresholds)}")
+    found = choose(scores, options.target_fpr, options.target_recall, options.per_class)
+    common = found[ALL]
+    thresholds = {name: found.get(name, before[name] if options.per_class else common) for name in info.thresholds}
+    former = info.former_thresholds or {**info.thresholds, "": info.threshold}
+    changed = dataclasses.replace(info, thresholds=thresholds, threshold=common, former_thresholds=former)
+    _rewrite(options.model, changed)
+    return costs(scores, before, found)
+
+
+def _scores(options: ThresholdOptions) -> "Dict[str, Scores]":
+    """The scores of the test images, by class."""
+    from uad.data.folder import check_samples, test_samples, with_depths
+    from uad.evaluation.evaluate import evaluate
+    from uad.evaluation.strictness import Scores
+    from uad.open import open_engine
+    from uad.progress import progress
+
+    root = options.data.root
+    samples = test_samples(root, options.data.classes)
+    if not samples:
+        raise UserError(f"{root} holds no test images: expected CLASS/test/good and CLASS/test/<defect>")
+    with open_engine(options.model, options.runtime, threads=options.threads) as engine:
+        check_samples(with_depths(samples, engine.info.depth_of))
+        with progress("Judging", len(samples)) as step:
+            images = evaluate(engine, samples, None, step).images
+    by_class: Dict[str, Scores] = {}
+    for image in images:
+        each = by_class.setdefault(image.sample.class_name, Scores([], []))
+        (each.defects if image.sample.is_defect else each.good).append(image.score)
+    return by_class
+
+
+def _rewrite(path: Path, info: "ModelInfo") -> None:
+    from engines.model_file import load_model, save_model
+    from engines.plan_file import read_description, save_description
+
+    if path.suffix == SUFFIX:
+        save_description(info, read_description(path)[1], path)
+    else:
+        save_model(load_model(path), info, path)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Set, and print what it costs."""
+    from uad.tables import cost_table
+
+    options = parse(ThresholdOptions, arguments, "threshold")
+    rows = threshold(options)
+    if options.restore:
+        print(f"{options.model}: the thresholds are those of before")
+        return
+    print(cost_table(rows))
+    print(f"\n{options.model}: thresholds are set; --restore puts back those of before")
+    of_all = rows[-1].false_alarms if options.target_fpr is not None else rows[-1].found
+    if of_all is None:
+        return
+    if options.target_fpr is not None and of_all.high > options.target_fpr:
+        asked, bound, images = options.target_fpr, f"at most {100 * of_all.high:.1f}%", "good images"
+    elif options.target_recall is not None and of_all.low < options.target_recall:
+        asked, bound, images = options.target_recall, f"at least {100 * of_all.low:.1f}%", "defects"
+    else:
+        return
+    print(f"{of_all.of} {images} cannot promise {100 * asked:g}%: with 95% confidence the rate is {bound}")

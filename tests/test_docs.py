@@ -84,7 +84,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(
 
     blocks = (ROOT / page).read_text(encoding="utf-8").split("```\n")[1::2]
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("uad ")]
-    commands = [shlex.split(line)[1:] for line in lines if ".plan" not in line]
+    commands = [shlex.split(line)[1:] for line in lines if ".plan" not in line and "--watch" not in line]
     assert {command[0] for command in commands} >= {"fit", "export", "test", "predict"}
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")

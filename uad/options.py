@@ -36,9 +36,9 @@ def about(text: str, flag: Optional[str] = None) -> Dict[str, Any]:
     return {"help": text, "flag": flag}
 
 
-def positional(text: str) -> Dict[str, Any]:
-    """The metadata of a field that is given without a flag: its line of help."""
-    return {"help": text, "positional": True}
+def positional(text: str, or_none: bool = False) -> Dict[str, Any]:
+    """The metadata of a field that is given without a flag: its line of help, and whether a list may be empty."""
+    return {"help": text, "positional": True, "or_none": or_none}
 
 
 def parse(kind: Type[T], arguments: Sequence[str], command: str) -> T:
@@ -215,7 +215,8 @@ def _add_fields(parser: Any, kind: Type[Any], prefix: str) -> None:
         if field.metadata.get("positional"):
             many = getattr(hint, "__origin__", None) is list
             kind_of_one = hint.__args__[0] if many else hint
-            parser.add_argument(field.name, type=kind_of_one, nargs="+" if many else None, **settings)
+            several = "*" if field.metadata["or_none"] else "+"
+            parser.add_argument(field.name, type=kind_of_one, nargs=several if many else None, **settings)
             continue
         if field.default is not dataclasses.MISSING:
             settings["default"] = field.default

@@ -1,10 +1,12 @@
 """`uad predict`: judge photographs, and mark where their defects are."""
 
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence
 
 from engines.errors import UserError
 from engines.images import MEGAPIXELS, allow
@@ -12,6 +14,7 @@ from uad.commands.choices import LARGEST_IMAGE, Overlays, Runtime
 from uad.options import about, above_zero, at_least, parse, positional, settle
 
 if TYPE_CHECKING:
+    from engines import Engine
     from uad.evaluation.predictions import Decision
 
 FROM_STDIN = Path("-")
@@ -23,7 +26,9 @@ class PredictOptions:
 
     model: Path = field(metadata=positional(".ckpt, .onnx or .plan file"))
     images: List[Path] = field(
-        metadata=positional("image files, folders and patterns; - reads their names from standard input, a line each")
+        metadata=positional(
+            "image files, folders and patterns; - reads their names from standard input, a line each", or_none=True
+        )
     )
     out: Path = field(metadata=about("folder to write predictions.csv, predictions.jsonl and overlays to"))
     class_name: Optional[str] = field(
@@ -32,6 +37,12 @@ class PredictOptions:
     )
     overlays: Overlays = field(default="all", metadata=about("which photographs are drawn"))
     resume: bool = field(default=False, metadata=about("judge what --out does not hold yet, after a stop"))
+    watch: Optional[Path] = field(
+        default=None, metadata=about("folder to judge photographs in as they arrive, until it is told to stop (Ctrl-C)")
+    )
+    move_to: Optional[Path] = field(
+        default=None, metadata=about("with --watch: folder that photographs are moved to once they are judged")
+    )
     strict: bool = field(default=False, metadata=about("stop at the first photograph that cannot be read"))
     runtime: Optional[Runtime] = field(
         default=None, metadata=about("what runs an .onnx file; the fastest that is installed if not given")
@@ -46,6 +57,20 @@ class PredictOptions:
         settle(self)
         above_zero(max_megapixels=self.max_megapixels)
         at_least(1, threads=self.threads)
+        if bool(self.images) == (self.watch is not None):
+            raise UserError("give photographs, or --watch FOLDER: one of them")
+        if self.watch is None and self.move_to is not None:
+            raise UserError("--move-to is for --watch")
+        if self.watch is not None and (self.strict or self.resume):
+            raise UserError("--watch always goes on, from where it was: leave out --strict and --resume")
+        if self.watch is not None and not self.watch.is_dir():
+            raise UserError(f"--watch {self.watch} is no folder")
+        if self.watch is not None and self.move_to is not None and _is_inside(self.move_to, self.watch):
+            raise UserError(f"--move-to {self.move_to} lies in the folder that is watched: give another")
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return folder.resolve() in (path.resolve(), *path.resolve().parents)
 
 
 def predict(options: PredictOptions) -> "List[Decision]":
@@ -63,12 +88,12 @@ def predict(options: PredictOptions) -> "List[Decision]":
     from uad.open import open_engine
     from uad.progress import progress
 
+    if options.watch is not None:
+        raise UserError("a folder is watched by uad.commands.predict.watch")
     allow(options.max_megapixels)
     sources = find_images(_inputs(options.images))
     with open_engine(options.model, options.runtime, threads=options.threads) as engine:
-        known = engine.info.thresholds
-        if options.class_name is not None and options.class_name not in known:
-            raise UserError(f"unknown class '{options.class_name}': the model knows {', '.join(known)}")
+        _check_class(options.class_name, engine)
         with Predictions(options.out, options.model, options.resume) as written, progress(
             "Judging", len(sources)
         ) as step:
@@ -89,6 +114,45 @@ def predict(options: PredictOptions) -> "List[Decision]":
     return [decisions[str(path)] for path in sources]
 
 
+def watch(
+    options: PredictOptions, stop: threading.Event, judged: "Callable[[Decision], object]" = lambda decision: None
+) -> Dict[str, int]:
+    """Judge photographs of `options.watch` as they arrive; see `uad.evaluation.watching.watch`.
+
+    Args:
+        options: of which `watch` is a folder.
+        stop: ends it when it is set.
+        judged: called with each decision.
+
+    Returns:
+        How many photographs there were of each decision, earlier calls with the same `out` included.
+
+    Raises:
+        UserError: the model, a class or the output cannot serve.
+    """
+    from uad.evaluation.overlays import overlay_folder
+    from uad.evaluation.predictions import Predictions
+    from uad.evaluation.watching import Watch
+    from uad.evaluation.watching import watch as keep_watching
+    from uad.open import open_engine
+
+    assert options.watch is not None
+    allow(options.max_megapixels)
+    with open_engine(options.model, options.runtime, threads=options.threads) as engine:
+        _check_class(options.class_name, engine)
+        with Predictions(options.out, options.model, resume=True, reading=False) as written:
+            folder = None if options.overlays == "none" else overlay_folder(options.out, keep=True)
+            only_defects = options.overlays == "defects"
+            what = Watch(options.watch, options.out, folder, only_defects, options.class_name, options.move_to)
+            return keep_watching(engine, what, written, stop, judged)
+
+
+def _check_class(name: Optional[str], engine: "Engine") -> None:
+    known = engine.info.thresholds
+    if name is not None and name not in known:
+        raise UserError(f"unknown class '{name}': the model knows {', '.join(known)}")
+
+
 def _inputs(given: Sequence[Path]) -> List[Path]:
     """The inputs, with those of standard input in the place of -."""
     inputs: List[Path] = []
@@ -104,6 +168,8 @@ def main(arguments: Sequence[str]) -> int:
     from uad.evaluation.predictions import DEFECT, TABLE
 
     options = parse(PredictOptions, arguments, "predict")
+    if options.watch is not None:
+        return _watch(options)
     begun = time.perf_counter()
     decisions = predict(options)
     seconds = time.perf_counter() - begun
@@ -117,3 +183,23 @@ def main(arguments: Sequence[str]) -> int:
     for decision in unreadable[:5]:
         print(f"  {decision.error}")
     return 1 if unreadable else 0
+
+
+def _watch(options: PredictOptions) -> int:
+    """Watch until Ctrl-C or SIGTERM, and print each defect."""
+    from uad.evaluation.predictions import DEFECT, TABLE
+
+    def judged(decision: "Decision") -> None:
+        if decision.decision == DEFECT or decision.error:
+            print(f"{decision.decision}: {decision.error or decision.image}", flush=True)
+
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    print(f"watching {options.watch}: see {options.out / TABLE}; Ctrl-C ends it", flush=True)
+    try:
+        counts = watch(options, stop, judged)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print(", ".join(f"{count} {decision}" for decision, count in sorted(counts.items())) or "nothing arrived")
+    return 0

@@ -45,6 +45,11 @@ def images_below(folder: Path) -> List[Path]:
     return sorted(images)
 
 
+def names_of_images(folder: Path) -> List[str]:
+    """The paths of the image files of a folder and its subfolders by their names alone, for a folder that changes."""
+    return [str(path) for path in _files_below(folder, set()) if path.suffix.lower() in SUFFIXES]
+
+
 def has_images(folder: Path, deep: bool = True) -> bool:
     """Whether there is an image file in a folder, or also in its subfolders."""
     files = _files_below(folder, set()) if deep else (path for path in folder.iterdir() if not is_hidden(path.name))

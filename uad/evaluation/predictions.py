@@ -15,6 +15,7 @@ from engines.errors import OutputError, UserError
 from engines.files import csv_line, make_folder, write_text
 
 ROWS, TABLE, MODEL = "predictions.jsonl", "predictions.csv", "predictions.model"
+END = 1 << 16  # bytes at the end of a file, which hold more lines than one call has under way
 DEFECT, GOOD, UNREADABLE = "defect", "good", "unreadable"
 
 
@@ -50,10 +51,15 @@ HEADER = ["class" if field.name == "class_name" else field.name for field in dat
 class Predictions:
     """The two files of a folder, open to be appended to. Use as a context manager."""
 
-    def __init__(self, out: Path, model: Path, resume: bool) -> None:
-        """Begin anew, or go on with what is there: `self.before` has it by the path of the photograph.
+    def __init__(self, out: Path, model: Path, resume: bool, reading: bool = True) -> None:
+        """Begin anew, or go on with what is there.
 
-        What could not be read before is judged again.
+        Args:
+            out: the folder, made if needed.
+            model: the model file.
+            resume: whether to go on. `self.before` then has what is there by the path of the photograph, but for what
+                could not be read, which goes to be judged again.
+            reading: whether all of it is read; else `self.before` has its last lines alone, and nothing goes.
 
         Raises:
             OutputError: the files cannot be written.
@@ -62,14 +68,18 @@ class Predictions:
         make_folder(out)
         digest = hashlib.sha256(model.read_bytes()).hexdigest()
         self.before: Dict[str, Decision] = {}
-        if resume and (out / ROWS).exists():
-            if not (out / MODEL).exists() or (out / MODEL).read_text(encoding="utf-8").strip() != digest:
-                raise UserError(f"{out} holds what another model said: leave out --resume, or give another --out")
+        goes_on = resume and (out / ROWS).exists()
+        if goes_on and (not (out / MODEL).exists() or (out / MODEL).read_text(encoding="utf-8").strip() != digest):
+            raise UserError(f"{out} holds what another model said: give another --out, or begin anew")
+        if goes_on and reading:
             self.before = {each.image: each for each in read_predictions(out / ROWS) if not each.error}
-        kept = list(self.before.values())
-        write_text(out / MODEL, digest + "\n")
-        write_text(out / ROWS, "".join(json_line(each) for each in kept))
-        write_text(out / TABLE, csv_line(HEADER) + "".join(csv_line(_cells(each)) for each in kept))
+        if goes_on and not reading:
+            self.before = {each.image: each for each in _mended(out)}
+        else:
+            write_text(out / MODEL, digest + "\n")
+            kept = list(self.before.values())
+            write_text(out / ROWS, "".join(json_line(each) for each in kept))
+            write_text(out / TABLE, csv_line(HEADER) + "".join(csv_line(_cells(each)) for each in kept))
         self._files: List[TextIO] = []
         try:
             for name in (ROWS, TABLE):
@@ -107,9 +117,35 @@ def read_predictions(path: Path) -> List[Decision]:
     Raises:
         UserError: it is damaged.
     """
+    return _rows(path.read_text(encoding="utf-8", errors="surrogateescape"), path)
+
+
+def _mended(out: Path) -> List[Decision]:
+    """The last rows of a folder, whose files are cut behind their last whole line, and given equally many of them."""
+    ends = []
+    for name in (ROWS, TABLE):
+        with open(out / name, "rb+") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - END))
+            end = file.read()
+            whole = end[: end.rfind(b"\n") + 1]
+            file.truncate(size - len(end) + len(whole))
+            ends.append(whole.decode("utf-8", "surrogateescape"))
+    rows, table = ends
+    if len(rows) == END:
+        rows = rows.partition("\n")[2]
+    last = _rows(rows, out / ROWS)
+    if last and not table.endswith(csv_line(_cells(last[-1]))):  # killed between the two lines
+        with open(out / TABLE, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.write(csv_line(_cells(last[-1])))
+    return last
+
+
+def _rows(text: str, path: Path) -> List[Decision]:
     rows = []
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    for number, line in enumerate(lines[:-1], 1):  # behind the last end of a line there is nothing, or half a line
+    for number, line in enumerate(
+        text.split("\n")[:-1], 1
+    ):  # behind the last end of a line there is half a line, or none
         try:
             content = json.loads(line)
             content["regions"] = tuple(Region(**each) for each in content["regions"])

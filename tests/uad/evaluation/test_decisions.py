@@ -350,7 +350,7 @@ def test_a_folder_holds_what_one_model_said(model: Path, tmp_path: Path) -> None
     photos, out = many(tmp_path / "photos", 2), tmp_path / "out"
     predict(PredictOptions(model, [photos], out))
     other = save_tiny(tmp_path / "m" / "a.onnx", threshold=0.5)
-    with pytest.raises(UserError, match="holds what another model said: leave out --resume"):
+    with pytest.raises(UserError, match="holds what another model said: give another --out"):
         predict(PredictOptions(other, [photos], out, resume=True))
     assert len(predict(PredictOptions(other, [photos], out))) == 2
 

@@ -126,6 +126,13 @@ class ExportOptions:
         metadata=about("for a plan: where TensorRT keeps its timings for the next build; in ~/.cache/uad if not given"),
     )
 
+    triton: Optional[Path] = field(
+        default=None,
+        metadata=about("model repository of a Triton server, to which the file is copied, with its settings"),
+    )
+    triton_backend: Optional[OnnxRuntime] = field(
+        default=None, metadata=about("with --triton: what runs an .onnx file there; onnxruntime if not given")
+    )
     implicit: bool = field(
         default=False,
         metadata=about("for an int8 plan of TensorRT 8: a range for each tensor in place of Q/DQ, as a DLA needs it"),
@@ -158,6 +165,8 @@ class ExportOptions:
                 raise ExportError(f"{flag_of(name)} is for --out FILE{SUFFIX}, not {self.out}")
         if self.calibration_cache is not None and not self.implicit:
             raise ExportError("--calibration-cache is for --implicit: Q/DQ holds the ranges otherwise")
+        if self.triton_backend is not None and (self.triton is None or self.out.suffix == SUFFIX):
+            raise ExportError("--triton-backend is for --triton and an .onnx file")
         if self.gpu_fallback and self.device == "gpu":
             raise ExportError("--gpu-fallback is for --device dla:0 or dla:1")
         if self.max_batch is not None and self.device != "gpu":
@@ -221,7 +230,18 @@ def export(options: ExportOptions) -> str:
         built = _build(model, info, options)
     else:
         save_model(model, info, options.out)
+    if options.triton is not None:
+        built += f", in {_into_repository(info, options)}"
     return f"{options.out}: {info.precision}, {options.out.stat().st_size / 1e6:.1f} MB{built}{result.summary}"
+
+
+def _into_repository(info: "ModelInfo", options: ExportOptions) -> "Path":
+    from engines.plan_file import read_description
+    from export.triton import write_repository
+
+    assert options.triton is not None
+    plan = read_description(options.out)[1] if options.out.suffix == SUFFIX else None
+    return write_repository(options.out, info, plan, options.triton, options.triton_backend)
 
 
 def _build(model: "onnx.ModelProto", info: "ModelInfo", options: ExportOptions) -> str:
@@ -269,7 +289,10 @@ def _command_again(options: ExportOptions) -> str:
     words = ["uad", "export", options.model.name]
     for each in dataclasses.fields(options):
         value = getattr(options, each.name)
-        if each.name in ("model", "out", "explain", "timing_cache", "calibration_cache") or value == each.default:
+        if (
+            each.name in ("model", "out", "explain", "timing_cache", "calibration_cache", "triton")
+            or value == each.default
+        ):
             continue
         if each.name in ("calibration_data", "validation_data"):
             value = Path(value).name

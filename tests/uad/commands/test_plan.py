@@ -179,6 +179,20 @@ def test_what_a_dla_or_implicit_int8_wants_is_told(flags: list[str], told: str, 
     assert not (model.parent / "engine.plan").exists()
 
 
+def test_a_file_goes_into_a_model_repository(uad: Run, model: Path, tmp_path: Path) -> None:
+    done = uad("export", model, "--out", "parts.plan", "--max-batch", 4, "--triton", "models")
+    assert done.returncode == 0, done.stderr
+    assert "in models/parts" in done.stdout
+    assert (tmp_path / "models/parts/1/model.plan").read_bytes() == (tmp_path / "parts.plan").read_bytes()
+    assert "max_batch_size: 4" in (tmp_path / "models/parts/config.pbtxt").read_text()
+    done = uad(
+        "export", model, "--out", "cpu.onnx", "--target", "cpu", "--triton", "models", "--triton-backend", "openvino"
+    )
+    assert done.returncode == 0 and 'backend: "openvino"' in (tmp_path / "models/cpu/config.pbtxt").read_text()
+    done = uad("export", model, "--out", "x.plan", "--triton", "models", "--triton-backend", "openvino")
+    assert done.returncode == 2 and "--triton-backend is for --triton and an .onnx file" in done.stderr
+
+
 def test_check_says_which_layers_a_dla_would_run(uad: Run, model: Path) -> None:
     done = uad("check", model, "--target", "jetson-xavier-nx-dla")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,90 @@
+"""A model repository for NVIDIA Triton Inference Server: DIR/NAME/config.pbtxt and DIR/NAME/1/model.onnx or model.plan.
+
+Sources: triton-inference-server/server, docs/user_guide/model_repository.md and model_configuration.md; the schema is
+triton-inference-server/common, protobuf/model_config.proto, to which a test holds the configuration. Not yet run in a
+server.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from engines.files import make_folder, replacing, write_text
+from engines.metadata import ModelInfo
+from engines.plan_file import SUFFIX, PlanInfo
+from export.errors import ExportError
+
+BACKENDS = {"onnxruntime": "KIND_CPU", "openvino": "KIND_CPU", "tensorrt": "KIND_GPU"}  # and what they run on
+MOST_AT_ONCE = 8  # images of one run of an .onnx file, which takes any number
+DELAY_US = 2000  # that a request waits for others, to be run with them, microseconds
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # of a model: it becomes a part of URLs
+
+
+def write_repository(
+    model: Path, info: ModelInfo, plan: Optional[PlanInfo], folder: Path, backend: Optional[str] = None
+) -> Path:
+    """Copy a model file into a repository, with its configuration; returns the folder of the model.
+
+    Args:
+        model: an .onnx or .plan file, whose name without its ending becomes that of the model.
+        info: its description.
+        plan: what is said of a plan; None of an .onnx file.
+        folder: the repository, made if needed.
+        backend: what runs an .onnx file; a plan is TensorRT's.
+
+    Raises:
+        ExportError: the name cannot be that of a model, or the backend does not run such files.
+        OutputError: it cannot be written.
+    """
+    name = model.name[: -len(model.suffix)]
+    if not NAME.fullmatch(name):
+        raise ExportError(
+            f"--triton: {name} cannot be a model's name there: give letters, digits, . _ and - with --out"
+        )
+    backend = backend or ("tensorrt" if model.suffix == SUFFIX else "onnxruntime")
+    if (backend == "tensorrt") != (model.suffix == SUFFIX):
+        raise ExportError(f"--triton-backend {backend} does not run {model.suffix} files")
+    version = make_folder(folder / name / "1", flag="--triton")
+    with replacing(version / f"model{model.suffix}") as temporary:
+        shutil.copyfile(str(model), str(temporary))
+    write_text(folder / name / "config.pbtxt", configuration(name, info, plan, backend))
+    return folder / name
+
+
+def configuration(name: str, info: ModelInfo, plan: Optional[PlanInfo], backend: str) -> str:
+    """The text of config.pbtxt.
+
+    The server adds requests up to batches where the file takes more than one number of images. Classes and thresholds
+    travel as parameters, so that a client needs no other file.
+    """
+    least, most = (1, MOST_AT_ONCE) if plan is None else (plan.batch["min"], plan.batch["max"])
+    batches = least < most
+    height, width = (side // info.map_stride for side in info.size)
+    file = "model.onnx" if plan is None else f"model{SUFFIX}"
+    lines = [f"name: {_text(name)}", f"backend: {_text(backend)}", f"default_model_filename: {_text(file)}"]
+    lines += [f"max_batch_size: {most if batches else 0}"]
+    fixed: List[int] = [] if batches else [most]
+    lines += _tensor("input", "image", "TYPE_UINT8", [*fixed, *info.size, 3])
+    lines += _tensor("output", "score", "TYPE_FP32", fixed)
+    lines += _tensor("output", "anomaly_map", "TYPE_FP32", [*fixed, height, width])
+    if batches:
+        lines += [f"dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US} }}"]
+    lines += [f"instance_group [ {{ count: 1 kind: {BACKENDS[backend]} }} ]"]
+    told: Dict[str, Any] = {"thresholds": info.thresholds, "threshold": info.threshold, "precision": info.precision}
+    for key, value in told.items():
+        lines += [f"parameters {{ key: {_text(key)} value {{ string_value: {_text(json.dumps(value))} }} }}"]
+    return "\n".join(lines) + "\n"
+
+
+def _tensor(kind: str, name: str, dtype: str, dims: List[int]) -> List[str]:
+    """An input or output; one number an image has no dimensions, which the schema writes as 1 and a reshape to none."""
+    reshape = "" if dims else " reshape { shape: [ ] }"
+    shape = ", ".join(map(str, dims or [1]))
+    return [f"{kind} [ {{ name: {_text(name)} data_type: {dtype} dims: [ {shape} ]{reshape} }} ]"]
+
+
+def _text(value: str) -> str:
+    """A string of protobuf's text format, whatever it holds."""
+    return json.dumps(value)

@@ -1,0 +1,77 @@
+"""export.triton: the configuration is one by Triton's own schema, and fits the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from graphs import save_tiny, tiny_info, with_readout
+
+from engines.plan_file import PlanInfo
+from export.errors import ExportError
+from export.triton import configuration, write_repository
+
+PLAN = PlanInfo("8.5.2", "11.4", "Xavier", "7.2", [], 0, {"min": 1, "opt": 4, "max": 4}, 64, [], "uad export")
+
+
+def parsed(text: str) -> Any:
+    """A configuration, by the schema that NVIDIA publishes."""
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
+    from google.protobuf import text_format
+
+    return text_format.Parse(text, schema.ModelConfig())
+
+
+def test_a_repository_is_what_the_server_reads(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "parts.int8.onnx", with_readout())
+    info = tiny_info()
+    folder = write_repository(model, info, None, tmp_path / "models")
+    assert folder == tmp_path / "models" / "parts.int8"
+    assert (folder / "1" / "model.onnx").read_bytes() == model.read_bytes()
+    config = parsed((folder / "config.pbtxt").read_text())
+    assert (config.name, config.backend, config.max_batch_size) == ("parts.int8", "onnxruntime", 8)
+    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
+    assert json.loads(config.parameters["thresholds"].string_value) == info.thresholds
+
+
+def test_names_types_and_shapes_are_those_of_the_file(tmp_path: Path) -> None:
+    model = onnx.load(save_tiny(tmp_path / "a.onnx", with_readout()))
+    types = {"TYPE_UINT8": onnx.TensorProto.UINT8, "TYPE_FP32": onnx.TensorProto.FLOAT}
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
+    config = parsed(configuration("a", tiny_info(), None, "openvino"))
+    values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
+    told = {tensor.name: tensor for tensor in (*config.input, *config.output)}
+    assert set(told) == set(values) == {"image", "score", "anomaly_map"}
+    for name, tensor in told.items():
+        assert types[schema.DataType.Name(tensor.data_type)] == values[name].elem_type
+        dims = [] if tensor.HasField("reshape") else list(tensor.dims)
+        sides = [side.dim_value for side in values[name].shape.dim[1:]]
+        assert len(dims) == len(sides) and all(side in (0, dim) for side, dim in zip(sides, dims))
+
+
+@pytest.mark.parametrize(("most", "max_batch_size", "image"), [(4, 4, [16, 16, 3]), (1, 0, [1, 16, 16, 3])])
+def test_a_plan_takes_what_it_was_built_for(most: int, max_batch_size: int, image: list[int]) -> None:
+    import dataclasses
+
+    plan = dataclasses.replace(PLAN, batch={"min": 1, "opt": most, "max": most})
+    config = parsed(configuration("a", tiny_info(), plan, "tensorrt"))
+    assert config.max_batch_size == max_batch_size and list(config.input[0].dims) == image
+    assert config.HasField("dynamic_batching") == (max_batch_size > 0)
+    assert config.default_model_filename == "model.plan" and config.instance_group[0].kind == 1  # KIND_GPU
+
+
+def test_a_class_of_any_name_stays_text() -> None:
+    name = 'a "b" } \n {ü'
+    config = parsed(configuration("a", tiny_info(classes=[name], thresholds={name: 1.5}), None, "onnxruntime"))
+    assert json.loads(config.parameters["thresholds"].string_value) == {name: 1.5}
+
+
+def test_what_cannot_be_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot be a model's name"):
+        write_repository(save_tiny(tmp_path / "a b.onnx"), tiny_info(), None, tmp_path / "models")
+    with pytest.raises(ExportError, match="tensorrt does not run .onnx files"):
+        write_repository(save_tiny(tmp_path / "a.onnx"), tiny_info(), None, tmp_path / "models", "tensorrt")
+    assert not (tmp_path / "models").exists()

@@ -52,6 +52,8 @@ class ThresholdOptions:
         for name, value in (("--target-fpr", self.target_fpr), ("--target-recall", self.target_recall)):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name} {value}: give a part of the images, from 0 to 1")
+        if self.target_fpr == 1:
+            raise UserError("--target-fpr 1.0: every good image would be called defective")
 
 
 def threshold(options: ThresholdOptions) -> "List[Cost]":

@@ -11,6 +11,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 
 from engines.errors import UserError
+from uad.evaluation.metrics import threshold_at
 
 CONFIDENCE = 0.95
 ALL = "all classes"
@@ -54,12 +55,6 @@ class Cost:
     found: Optional[Rate]
 
 
-def for_false_positives(good: Sequence[float], rate: float) -> float:
-    """The lowest threshold above which at most this part of good images lies."""
-    most = math.floor(rate * len(good) + 1e-9)
-    return sorted(good, reverse=True)[min(most, len(good) - 1)]
-
-
 def for_recall(defects: Sequence[float], rate: float) -> float:
     """The highest threshold above which at least this part of defects lies."""
     least = max(1, math.ceil(rate * len(defects) - 1e-9))
@@ -73,7 +68,7 @@ def choose(
 
     Args:
         scores: of each class.
-        target_fpr: part of the good images that may lie above.
+        target_fpr: part of the good images that may lie above, less than 1; see `threshold_at`.
         target_recall: in place of it, part of the defects that must lie above.
         per_class: whether each class has its own, or all have that of all images together.
 
@@ -86,11 +81,7 @@ def choose(
         if not needed:
             kind = "good images" if target_fpr is not None else "defects"
             raise UserError(f"{name} has no {kind} in its test folder: leave the class out, or give some")
-        return (
-            for_false_positives(needed, target_fpr)
-            if target_fpr is not None
-            else for_recall(needed, target_recall or 0)
-        )
+        return threshold_at(needed, target_fpr) if target_fpr is not None else for_recall(needed, target_recall or 0)
 
     together = of(ALL, _together(scores))
     return {**{name: of(name, each) if per_class else together for name, each in scores.items()}, ALL: together}

@@ -21,6 +21,7 @@ COMMANDS: Dict[str, str] = {
     "bench": "measure how fast and how big models are, in turns",
     "predict": "judge images and draw where their defects are",
     "threshold": "set how strict a model is, on labelled images",
+    "report": "write one page on a run: accuracy, thresholds to move, the worst mistakes, speed",
     "demo": "draw images, then fit, export, test and bench on them",
     "doctor": "say what is installed and what works here",
 }

@@ -45,10 +45,11 @@ class ScoredImage:
 
 @dataclasses.dataclass
 class Evaluation:
-    """What `evaluate` found: a report with the keys of `uad test --json`, and every score."""
+    """What `evaluate` found: a report with the keys of `uad test --json`, every score, and the curves of the masks."""
 
     report: Dict[str, Any]
     images: List[ScoredImage]
+    curves: Dict[str, PixelCurve]  # of each class that has masks
 
 
 def evaluate(
@@ -66,7 +67,7 @@ def evaluate(
     Agreement over all classes is that of all images, but Spearman's correlation the mean over the classes; beside it
     stands the class of which it is lowest.
 
-    Memory: one batch of images and 24 MB (see `PixelCurve`), whatever the number of images.
+    Memory: one batch of images and 24 MB for each class with masks (see `PixelCurve`), whatever the number of images.
 
     Raises:
         UserError: the reference takes images of another size.
@@ -79,6 +80,7 @@ def evaluate(
     images: List[ScoredImage] = []
     samples = with_depths(samples, engine.info.depth_of)
     classes: Dict[str, Any] = {}
+    curves: Dict[str, PixelCurve] = {}
     for name in sorted({sample.class_name for sample in samples}):
         members = [sample for sample in samples if sample.class_name == name]
         curve = PixelCurve() if any(sample.masks for sample in members) else None
@@ -89,6 +91,8 @@ def evaluate(
             for _ in part:
                 progress()
         classes[name] = _figures(scored, curve)
+        if curve is not None:
+            curves[name] = curve
         images += scored
     report: Dict[str, Any] = {key: _mean([figures[key] for figures in classes.values()]) for key in FIGURES}
     report["classes"] = classes
@@ -99,7 +103,7 @@ def evaluate(
         report["agreement"]["spearman"] = _mean(list(correlations.values()))
         known = {name: value for name, value in correlations.items() if value is not None}
         report["agreement"]["lowest"] = min(known, key=known.__getitem__) if known else None
-    return Evaluation(report, images)
+    return Evaluation(report, images, curves)
 
 
 def _judge(

@@ -233,7 +233,7 @@ class PixelCurve:
         """
         if not 0.0 < max_fpr <= 1.0:
             raise ValueError(f"max_fpr must be in (0, 1], got {max_fpr}")
-        curve = self._curve(self._region)
+        curve = self.overlap_curve()
         if curve is None:
             return None
         fpr, overlap = curve
@@ -244,6 +244,10 @@ class PixelCurve:
             fpr = np.append(fpr[:inside], max_fpr)
             overlap = np.append(overlap[:inside], border)
         return _area(fpr, overlap) / max_fpr
+
+    def overlap_curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """The curve of `aupro`: false positive rate and mean overlap, from (0, 0) to (1, 1); None as there."""
+        return self._curve(self._region)
 
     def _curve(self, hits: NDArray[np.generic]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """False positive rate and share of `hits`, from (0, 0) to (1, 1), at each threshold downwards."""

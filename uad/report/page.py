@@ -1,0 +1,64 @@
+"""The page of a report: one file that needs nothing else."""
+
+import itertools
+from typing import Any, Dict, List, Sequence
+
+from engines.metadata import is_defect
+from uad.report import figures
+from uad.report.collect import Judged
+from uad.tables import benchmark_table
+
+TEMPLATE = "page.html.j2"
+
+
+def render(models: Sequence[Judged], facts: Dict[str, str]) -> str:
+    """The HTML. Whatever a class, a file or a folder is called, it is text in it.
+
+    Args:
+        models: as `uad.report.collect.judge` found them; the last is the one whose mistakes are shown.
+        facts: what to say of where it was made, in order.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    numbers = itertools.count()
+
+    def own(svg: str) -> str:
+        return figures.with_own_ids(svg, next(numbers))
+
+    environment = Environment(loader=PackageLoader("uad.report", ""), autoescape=True, undefined=StrictUndefined)
+    shown = models[-1]
+    classes = []
+    data = []
+    for name, found in figures.by_class(shown).items():
+        picture, told = figures.histogram(found)
+        classes.append({"name": name, "svg": own(picture), "threshold": found[0].threshold, **told})
+        data.append({"threshold": found[0].threshold, **told})
+    return environment.get_template(TEMPLATE).render(
+        models=models,
+        shown=shown,
+        counts=_counts(shown),
+        tables=[_accuracy(model) for model in models],
+        roc=own(figures.roc(shown) or ""),
+        pro=own(figures.pro(shown) or ""),
+        scatters=[own(figures.scatter(model, models[0].name)) for model in models[1:]],
+        bars=own(figures.bars(models)) if all(model.timing for model in models) else None,
+        bench=benchmark_table([model.timing for model in models if model.timing]) if models[0].timing else "",
+        classes=classes,
+        data=data,
+        facts=facts,
+    )
+
+
+def _counts(model: Judged) -> Dict[str, int]:
+    """How many images there are, and how many are called what they are not."""
+    images = model.evaluation.images
+    defects = [is_defect(image.score, image.threshold) for image in images if image.sample.is_defect]
+    good = [is_defect(image.score, image.threshold) for image in images if not image.sample.is_defect]
+    return {"defects": len(defects), "misses": defects.count(False), "good": len(good), "alarms": good.count(True)}
+
+
+def _accuracy(model: Judged) -> List[Dict[str, Any]]:
+    """A row for each class, and the mean."""
+    report = model.evaluation.report
+    rows = [{"name": name, **figures_} for name, figures_ in report["classes"].items()]
+    return [*rows, {"name": "mean", "n_good": "", "n_bad": "", **{k: v for k, v in report.items() if k != "classes"}}]

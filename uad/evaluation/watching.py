@@ -16,17 +16,18 @@ import shutil
 import sqlite3
 import threading
 import time
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Type
 
 from engines import Engine
-from engines.errors import OutputError
+from engines.errors import Doubt, OutputError
 from engines.files import make_folder, write_json
 from engines.images import SUFFIXES
 from uad.data.files import RESULTS, is_hidden, names_of_images
 from uad.evaluation.decisions import class_of, decide
-from uad.evaluation.predictions import Decision, Predictions
+from uad.evaluation.predictions import UNREADABLE, Decision, Predictions
 
 EVERY = 0.2  # seconds between two looks at what changes
 SCAN = 60.0  # seconds between two looks at the whole folder, where the system tells of changes
@@ -58,10 +59,18 @@ class Journal:
                 f"{path} cannot be used as a journal ({error}): remove it, or give another --out"
             ) from error
 
-    def has(self, path: str, stamp: Stamp) -> bool:
-        """Whether this file, as it is, is done with."""
-        found = self._rows.execute("SELECT size, changed FROM files WHERE path = ?", (os.fsencode(path),)).fetchone()
-        return bool(found == stamp)
+    def decision_on(self, path: str, stamp: Stamp) -> Optional[str]:
+        """What was decided on this file as it is; None if it is not done with."""
+        found = self._of(path)
+        return str(found[2]) if found is not None and found[:2] == stamp else None
+
+    def knows(self, path: str) -> bool:
+        """Whether there was a file of that name, as it is or as it was."""
+        return self._of(path) is not None
+
+    def _of(self, path: str) -> Any:
+        rows = self._rows.execute("SELECT size, changed, decision FROM files WHERE path = ?", (os.fsencode(path),))
+        return rows.fetchone()
 
     def add(self, path: str, stamp: Stamp, decision: str) -> None:
         """Note a file; it is safe on the disk afterwards."""
@@ -102,9 +111,14 @@ class Arrivals:
                         path for path in (event.src_path, getattr(event, "dest_path", "")) if not event.is_directory
                     )
 
-        self._observer = Observer()
-        self._observer.schedule(Handler(), str(folder), recursive=True)
-        self._observer.start()
+        observer = Observer()
+        observer.schedule(Handler(), str(folder), recursive=True)
+        try:
+            observer.start()
+        except OSError as error:  # the system watches no more files
+            warnings.warn(f"{folder} is looked at every {EVERY:g} s, because {error}", Doubt, stacklevel=2)
+        else:
+            self._observer = observer
 
     def take(self) -> Set[str]:
         """The files that may be new since the last call; all of them now and then."""
@@ -159,7 +173,12 @@ class Watch:
         now = time.monotonic()
         for path in {*self._seen, *arrivals.take()}:
             stamp = stamp_of(Path(path))
-            if stamp is None or journal.has(path, stamp):
+            if stamp is None:
+                continue
+            decision = journal.decision_on(path, stamp)
+            if decision is not None:
+                if self.move_to is not None and decision != UNREADABLE:  # killed before it was moved
+                    self._move(Path(path))
                 continue
             before = self._seen.get(path)
             if before is not None and before[0] == stamp:
@@ -241,7 +260,7 @@ def watch(
     with Journal(what.out / JOURNAL) as journal, Arrivals(what.folder) as arrivals:
         for decision in written.before.values():
             stamp = stamp_of(Path(decision.image))
-            if stamp is not None and not journal.has(decision.image, stamp):
+            if stamp is not None and not journal.knows(decision.image):
                 journal.add(decision.image, stamp, decision.decision)
         counts = journal.counts()
         begun, done = time.monotonic(), 0
@@ -251,6 +270,7 @@ def watch(
                 counts[decision.decision] = counts.get(decision.decision, 0) + 1
                 done += 1
                 judged(decision)
+                what.beat(counts, writing, done / max(time.monotonic() - begun, 1e-9))
             what.beat(counts, writing, done / max(time.monotonic() - begun, 1e-9))
             if len(files) < AT_ONCE:
                 stop.wait(EVERY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -20,11 +21,11 @@ from graphs import save_tiny
 from image_folders import noise, save
 from PIL import Image
 
-from engines.errors import OutputError, UserError
+from engines.errors import Doubt, OutputError, UserError
 from uad.commands.predict import PredictOptions, watch
 from uad.evaluation import watching
 from uad.evaluation.predictions import Decision, read_predictions
-from uad.evaluation.watching import Journal
+from uad.evaluation.watching import Arrivals, Journal
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -187,6 +188,42 @@ def test_a_kill_between_the_lines_and_the_journal_judges_nothing_twice(model: Pa
     assert judged == [] and sum(counts.values()) == 1 and path.exists()
     assert (out / "predictions.csv").read_text().splitlines(keepends=True) == lines
     assert len(read_predictions(out / "predictions.jsonl")) == 1
+
+
+def test_a_name_that_came_again_while_nobody_watched_is_not_missed(model: Path, tmp_path: Path) -> None:
+    path = save(noise(0), tmp_path / "line" / "camera.png")
+    options = PredictOptions(model, [], tmp_path / "out", watch=tmp_path / "line")
+    first, _ = watched_until(options, 1)
+    path.write_bytes(png(1))
+    second, _ = watched_until(options, 1)
+    assert [each.score for each in first] != [each.score for each in second] and len(second) == 1
+
+
+def test_what_a_kill_left_is_moved_at_the_next_start(model: Path, tmp_path: Path) -> None:
+    save(noise(0), tmp_path / "line" / "0.png")
+    (tmp_path / "line" / "bad.png").write_bytes(b"no image")
+    os.utime(tmp_path / "line" / "bad.png", (1, 1))
+    options = PredictOptions(model, [], tmp_path / "out", watch=tmp_path / "line")
+    watched_until(options, 1)
+    judged, _ = watched_until(dataclasses.replace(options, move_to=tmp_path / "done"), 0)
+    assert "0.png" not in names(judged) and (tmp_path / "done" / "0.png").exists()
+    assert (tmp_path / "line" / "bad.png").exists()
+
+
+def test_where_the_system_watches_no_more_the_folder_is_looked_at(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observers = pytest.importorskip("watchdog.observers", reason="watchdog is not installed")
+
+    def full(self: object) -> None:
+        raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr(observers.Observer, "start", full)
+    (tmp_path / "line").mkdir()
+    with pytest.warns(Doubt, match="inotify watch limit"):
+        arrivals = Arrivals(tmp_path / "line")
+    path = save(noise(0), tmp_path / "line" / "0.png")
+    assert arrivals.take() == arrivals.take() == {str(path)}
 
 
 def test_judged_photographs_move_and_none_is_overwritten(

@@ -148,7 +148,7 @@ def page(result: "dict[str, Any]") -> str:
     lines += [f"all within {late['p100']:.2f} s."]
     memory = result["memory_mb"]
     lines += [
-        f"Resident memory: {memory['after_a_tenth']:.0f} MB after a tenth of the time, {memory['end']:.0f} MB at the end,"
+        f"Resident memory: {memory['after_a_tenth']:.0f} MB after a tenth of the time, {memory['end']:.0f} in the end,"
     ]
     lines += [f"{memory['most']:.0f} MB at most.", ""]
     return "\n".join([*lines, footer(result["machine"])])

@@ -9,7 +9,7 @@ JETSON_TESTS := tests/engines tests/export tests/uad/commands tests/uad/evaluati
 	tests/uad/test_cli.py tests/uad/test_options.py tests/uad/test_progress.py tests/uad/test_tables.py
 
 # What runs on the Jetson, for the last mypy that knows Python 3.8, and for vermin, which knows its library.
-ON_JETSON := engines export uad/commands uad/evaluation uad/data/files.py uad/data/folder.py uad/data/calibration.py \
+ON_JETSON := engines export uad/commands uad/evaluation uad/report uad/data/files.py uad/data/folder.py uad/data/calibration.py \
 	uad/data/defects.py uad/cli.py uad/errors.py uad/open.py uad/options.py uad/progress.py uad/tables.py
 
 .PHONY: demo test jetson check format

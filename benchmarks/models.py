@@ -27,6 +27,7 @@ PRECISIONS = {
     "qat": ("INT8, QAT", "int8"),
 }
 RUNTIME = "openvino"
+SIZE = 256  # side of an image, pixels, unless a backbone's name says otherwise
 
 
 def main() -> None:
@@ -42,9 +43,11 @@ def main() -> None:
     for path in options.results:
         found = {"model": "stfpm", **json.loads(path.read_text(encoding="utf-8"))}
         network = f"{found['model'].replace('dcam', 'stfpm')}-{found['backbone']}"  # DCAM's is STFPM's
-        cost = {precision: speed.get((network, precision)) for _, precision in PRECISIONS.values()}
+        size = found.get("image_size", SIZE)
+        cost = {name: speed.get((network, name)) if size == SIZE else None for _, name in PRECISIONS.values()}
         found.setdefault("held_out", of_steps(options.out / "steps.json"))
-        models.append({**{key: found[key] for key in ("model", "backbone", "held_out", "reports")}, "speed": cost})
+        kept = {key: found[key] for key in ("model", "backbone", "held_out", "reports")}
+        models.append({**kept, "image_size": size, "speed": cost})
     result = {"machine": machine(), "models": models}
     write_json(options.out / "models.json", result)
     write_text(options.out / "models.md", page(result))
@@ -63,7 +66,8 @@ def page(result: "dict[str, Any]") -> str:
         "",
         "Held-out: image AUROC of held-out good images against copies with faint drawn defects; defaults are chosen by",
         "it. The other figures are of the test. Spearman: rank correlation of image scores with FP32's, of the class",
-        f"where it is lowest. ms and RAM: {RUNTIME}, one image, of [speed.md](speed.md).",
+        f"where it is lowest. ms and RAM: {RUNTIME}, one image, of [speed.md](speed.md). Images have {SIZE} by {SIZE}",
+        "pixels, unless the backbone says otherwise: models of two sizes cannot be compared.",
     ]
     commits = []
     for root in dict.fromkeys(root for model in result["models"] for root in model["reports"]):
@@ -85,7 +89,8 @@ def page(result: "dict[str, Any]") -> str:
 
 
 def _names(model: "dict[str, Any]") -> "list[str]":
-    return [NAMES[model["model"]], model["backbone"]]
+    size = model.get("image_size", SIZE)
+    return [NAMES[model["model"]], model["backbone"] + (f", {size} pixels" if size != SIZE else "")]
 
 
 def _means(model: "dict[str, Any]", root: str, variant: str) -> "list[str]":

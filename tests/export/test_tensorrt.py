@@ -275,11 +275,14 @@ def int8_without_nodes(**settings: Any) -> tuple[bytes, PlanInfo]:
 
 @pytest.mark.parametrize("release", HINTED)
 @pytest.mark.parametrize("by_cache", [False, True], ids=["ranges", "cache"])
+@pytest.mark.parametrize("backbone", ["inverted", "residual"])
 def test_an_implicit_plan_judges_as_the_file_with_nodes(
-    release: str, by_cache: bool, fake_gpu: FakeGpu, tmp_path: Path
+    backbone: str, by_cache: bool, release: str, fake_gpu: FakeGpu, tmp_path: Path
 ) -> None:
     trt, _ = fake_gpu(release)
-    model, info = model_of("int8")
+    floats = with_readout(backbone)
+    quantized, info, _ = quantize(floats, tiny_info(), IMAGES, calibrator("minmax"))
+    model = for_tensorrt(quantized)
     cache = tmp_path / "int8.cache" if by_cache else None
     path = build_tiny(tmp_path / "a.plan", model, info, implicit=True, calibration_cache=cache)
     (made,) = trt._builds
@@ -289,12 +292,11 @@ def test_an_implicit_plan_judges_as_the_file_with_nodes(
     assert made.ranges == pytest.approx(ranges, rel=1e-6)
     assert any(tensor._range for layer in made.network._layers for tensor in layer._outputs) != by_cache
     with engines.load(path) as engine:
-        found = engine.infer(IMAGES[:1])
-    (expected,) = runtime_outputs(model, IMAGES[:1], ["score"])
-    apart = abs(found.score - expected)  # a scale that is written in another way moves some values by a step
-    with engines.load(build_tiny(tmp_path / "b.plan", *model_of("fp32"))) as engine:
-        assert abs(engine.infer(IMAGES[:1]).score - expected) > 10 * apart
-    assert apart < 1e-3 * expected
+        found = engine.infer(IMAGES[:1]).anomaly_map
+    with_nodes, without = (runtime_outputs(each, IMAGES[:1], ["anomaly_map"])[0] for each in (model, floats))
+    apart, int8_apart = np.abs(found - with_nodes).mean(), np.abs(without - with_nodes).mean()
+    # The fake fuses both convolutions before an Add of a residual block, and so rounds one fewer than the file.
+    assert apart < (1e-3 if backbone == "inverted" else 0.5) * int8_apart
 
 
 def test_what_is_said_of_an_implicit_plan(fake_gpu: FakeGpu) -> None:

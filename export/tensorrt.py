@@ -225,7 +225,7 @@ def hold_in_float32(trt: Any, network: Any, model: onnx.ModelProto, also: Collec
     casts = _types(trt, "IDENTITY", "CAST")
     read = {network.get_output(index).name for index in range(network.num_outputs)}  # by a layer that is held
     held: List[str] = []
-    for layer in reversed([network.get_layer(index) for index in range(network.num_layers)]):
+    for layer in reversed(_layers(network)):
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
         names = {layer.name, re.sub(r"_\d+$", "", layer.name)}
         is_ours = bool(names & ours) or (not names & backbone and any(tensor.name in read for tensor in outputs))
@@ -249,8 +249,7 @@ def set_ranges(network: Any, ranges: Dict[str, float]) -> None:
     Raises:
         ExportError: the network lacks a tensor, so that a layer would silently run in float.
     """
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    outputs = [layer.get_output(index) for layer in layers for index in range(layer.num_outputs)]
+    outputs = [layer.get_output(index) for layer in _layers(network) for index in range(layer.num_outputs)]
     tensors = {tensor.name: tensor for tensor in outputs}
     missing = [name for name in ranges if name not in tensors]
     if missing:
@@ -273,7 +272,7 @@ def put_on_dla(
         raise ExportError(f"--device dla:{core}: this machine has {builder.num_DLA_cores} DLA cores")
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    layers = _layers(network)
     on_gpu = [layer for layer in layers if layer.name in held or not config.can_run_on_DLA(layer)]
     if len(on_gpu) == len(layers):
         raise ExportError(f"--device dla:{core}: no layer can run on a DLA: uad check --target jetson-xavier-nx-dla")
@@ -284,6 +283,10 @@ def put_on_dla(
     for layer in on_gpu:
         config.set_device_type(layer, trt.DeviceType.GPU)
     return len(layers) - len(on_gpu)
+
+
+def _layers(network: Any) -> List[Any]:
+    return [network.get_layer(index) for index in range(network.num_layers)]
 
 
 def _types(trt: Any, *names: str) -> List[Any]:

@@ -4,6 +4,7 @@ It names no person, folder, host or class: versions, the plan's layers, ten draw
 reference, and timings with the power mode that they were taken in.
 """
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -67,13 +68,10 @@ def device_report(
         }
     paths = [str(path) for path in (model, reference) if path is not None]
     commands = [worker_command(Path(path), None, None, None) for path in paths]
-    watch = jetson.Watch() if jetson.is_jetson() else None
-    if watch is None:
-        timings, found["jetson"] = benchmark(paths, commands, seconds, progress), None
-    else:
-        with watch:
-            timings = benchmark(paths, commands, seconds, progress)
-        found["jetson"] = watch.report(seconds)
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(jetson.Watch()) if jetson.is_jetson() else None
+        timings = benchmark(paths, commands, seconds, progress)
+    found["jetson"] = watch.report(seconds) if watch else None
     found["timings"] = [{**report, "model": Path(report["model"]).suffix} for report in timings]
     return found
 

@@ -28,11 +28,16 @@ class ScoredImage:
     merged: int = 0  # how many regions of its mask merged as it shrank to the model's size
 
     @property
+    def is_called(self) -> bool:
+        """Whether it is called defective."""
+        return is_defect(self.score, self.threshold)
+
+    @property
     def flipped(self) -> bool:
         """Whether the reference, at its own threshold, decides otherwise."""
         if self.reference_score is None:
             return False
-        return is_defect(self.score, self.threshold) != is_defect(self.reference_score, self.reference_threshold)
+        return self.is_called != is_defect(self.reference_score, self.reference_threshold)
 
     @property
     def flipped_before(self) -> bool:
@@ -179,7 +184,7 @@ def write_scores(path: Path, images: Sequence[ScoredImage]) -> None:
     rows = []
     for image in images:
         sample = image.sample
-        decision = "defect" if is_defect(image.score, image.threshold) else "good"
+        decision = "defect" if image.is_called else "good"
         reference = "" if image.reference_score is None else image.reference_score
         rows.append([sample.path, sample.class_name, sample.kind, image.score, image.threshold, decision, reference])
     write_csv(path, ["image", "class", "kind", "score", "threshold", "decision", "reference_score"], rows)

@@ -11,7 +11,7 @@ import numpy as np
 from engines import Engine
 from engines.benchmark import benchmark
 from engines.images import read_image, resize
-from engines.metadata import ModelInfo, is_defect
+from engines.metadata import ModelInfo
 from uad.data.folder import Sample
 from uad.evaluation.evaluate import Evaluation, ScoredImage, evaluate
 from uad.evaluation.overlays import overlay
@@ -59,8 +59,8 @@ def judge(
                     evaluation = evaluate(engine, samples, first, step)
             else:
                 evaluation = evaluate(engine, samples, None, step)
-            missed = [each for each in evaluation.images if each.sample.is_defect and not _is_called(each)]
-            alarms = [each for each in evaluation.images if not each.sample.is_defect and _is_called(each)]
+            missed = [each for each in evaluation.images if each.sample.is_defect and not each.is_called]
+            alarms = [each for each in evaluation.images if not each.sample.is_defect and each.is_called]
             judged = Judged(
                 name=_name(path),
                 info=engine.info,
@@ -84,10 +84,6 @@ def timed(paths: Sequence[Path], runtime: Optional[str], seconds: float, step: C
 def _name(path: Path) -> str:
     """A run by its folder, a file by its name."""
     return path.parent.name if path.name == "model.ckpt" else path.name
-
-
-def _is_called(image: ScoredImage) -> bool:
-    return is_defect(image.score, image.threshold)
 
 
 def _margin(image: ScoredImage) -> float:

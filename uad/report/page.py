@@ -3,7 +3,6 @@
 import itertools
 from typing import Any, Dict, List, Sequence
 
-from engines.metadata import is_defect
 from uad.report import figures
 from uad.report.collect import Judged
 from uad.tables import benchmark_table
@@ -52,8 +51,8 @@ def render(models: Sequence[Judged], facts: Dict[str, str]) -> str:
 def _counts(model: Judged) -> Dict[str, int]:
     """How many images there are, and how many are called what they are not."""
     images = model.evaluation.images
-    defects = [is_defect(image.score, image.threshold) for image in images if image.sample.is_defect]
-    good = [is_defect(image.score, image.threshold) for image in images if not image.sample.is_defect]
+    defects = [image.is_called for image in images if image.sample.is_defect]
+    good = [image.is_called for image in images if not image.sample.is_defect]
     return {"defects": len(defects), "misses": defects.count(False), "good": len(good), "alarms": good.count(True)}
 
 

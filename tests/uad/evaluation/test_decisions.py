@@ -256,32 +256,28 @@ def test_strict_stops_at_the_first_that_cannot_be_read(model: Path, tmp_path: Pa
     assert [Path(row["image"]).name for row in rows_of(tmp_path / "out")] == ["000.png"]
 
 
-def test_every_photograph_is_decoded_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The photographs that are decoded, as they are."""
     from uad.evaluation import decisions
 
-    read: list[Path] = []
+    found: list[Path] = []
     original = decisions.read_image
 
     def noted(path: Path, **settings: int) -> np.ndarray:
-        read.append(path)
+        found.append(path)
         return original(path, **settings)
 
     monkeypatch.setattr(decisions, "read_image", noted)
+    return found
+
+
+def test_every_photograph_is_decoded_once(read: list[Path], model: Path, tmp_path: Path) -> None:
     predict(PredictOptions(model, [many(tmp_path / "photos", 7)], tmp_path / "out"))
     assert len(read) == len(set(read)) == 7
 
 
-def test_few_photographs_are_in_memory_at_a_time(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from uad.evaluation import decisions
-
-    read: list[Path] = []
-    original = decisions.read_image
-
-    def noted(path: Path, **settings: int) -> np.ndarray:
-        read.append(path)
-        return original(path, **settings)
-
-    monkeypatch.setattr(decisions, "read_image", noted)
+def test_few_photographs_are_in_memory_at_a_time(read: list[Path], model: Path, tmp_path: Path) -> None:
     with engines.load(model, "onnxruntime") as engine:
         photographs = dict.fromkeys(sorted(many(tmp_path / "photos", 30).iterdir()))
         for judged, _ in enumerate(decide(engine, photographs, None)):
@@ -310,9 +306,9 @@ def test_old_overlays_go_and_other_pictures_stay(model: Path, tmp_path: Path) ->
     assert sorted(path.name.split("-")[0] for path in (out / "overlays").glob("*.png")) == ["000", "mine.png"]
 
 
-def test_a_stopped_call_goes_on_where_it_was(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from uad.evaluation import decisions
-
+def test_a_stopped_call_goes_on_where_it_was(
+    read: list[Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos, out = many(tmp_path / "photos", 12), tmp_path / "out"
     original, judged = engines.Engine.infer, []
 
@@ -331,11 +327,9 @@ def test_a_stopped_call_goes_on_where_it_was(model: Path, tmp_path: Path, monkey
     with open(out / "predictions.jsonl", "a") as file:
         file.write('{"image": "half a li')  # as a kill leaves it
     (photos / "011.png").write_bytes(b"no image")
-    read: list[str] = []
-    read_image = decisions.read_image
-    monkeypatch.setattr(decisions, "read_image", lambda path, **s: (read.append(path.name), read_image(path, **s))[1])
+    read.clear()
     predict(PredictOptions(model, [photos], out, resume=True))
-    assert read == [f"{index:03d}.png" for index in range(len(before), 12)]
+    assert [path.name for path in read] == [f"{index:03d}.png" for index in range(len(before), 12)]
     rows = rows_of(out)
     assert [Path(row["image"]).name for row in rows] == [f"{index:03d}.png" for index in range(12)]
     assert rows[: len(before)] == before and rows[-1]["decision"] == "unreadable"

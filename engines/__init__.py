@@ -30,7 +30,7 @@ __all__ = [
 class Runtime(NamedTuple):
     """What runs model files."""
 
-    engine: str  # "module:Class", made as Class(path, info, batch=, threads=)
+    engine: str  # "module:Class", made as Class(path, info, batch=, threads=), on a CPU with lanes= too
     suffix: str  # of the files that it runs
     packages: Tuple[str, ...]  # that must be installed; each is imported by its own name
 
@@ -59,6 +59,7 @@ def load(
     *,
     batch: Optional[int] = None,
     threads: Optional[int] = None,
+    lanes: int = 1,
 ) -> Engine:
     """Load a model file.
 
@@ -66,7 +67,8 @@ def load(
         path: an ONNX file or a TensorRT plan, written by `uad export`.
         runtime: a name in `RUNTIMES`; None takes the first that is installed and runs such files.
         batch: images in one run; None is 1, or what a plan was built for.
-        threads: CPU threads for one run; None leaves it to the runtime.
+        threads: CPU threads for the runs that go on at a time; None leaves it to the runtime.
+        lanes: how many runs may go on at a time on a CPU, see `Engine.lanes`; a GPU has one.
 
     Raises:
         ModelFileError: the file is missing, damaged, not a model of this project, or not one that the runtime runs.
@@ -92,7 +94,8 @@ def load(
     info = read_info(path)
     module_name, class_name = RUNTIMES[name].engine.split(":")
     engine_class = getattr(importlib.import_module(module_name), class_name)
-    engine: Engine = engine_class(str(path), info, batch=batch, threads=threads)
+    beside = {"lanes": lanes} if suffix == ".onnx" else {}
+    engine: Engine = engine_class(str(path), info, batch=batch, threads=threads, **beside)
     return engine
 
 

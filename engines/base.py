@@ -28,6 +28,7 @@ class Engine(abc.ABC):
         path: the model file, for errors.
         info: what the model file says of itself.
         batch: images in one call of `run`.
+        lanes: how many threads may call `run` or `infer` at the same time.
         device_mem_mb: GPU memory for activations, work space and buffers, in units of 10^6 bytes; the weights, about as
             large as the file, come on top. None where there is no GPU.
         closed: whether it was closed.
@@ -38,6 +39,7 @@ class Engine(abc.ABC):
     path: str = "the model"
     info: ModelInfo
     batch: int
+    lanes: int = 1
     device_mem_mb: Optional[float] = None
     closed = False
 

@@ -1,6 +1,12 @@
 """What the processor can do, as far as Linux tells."""
 
+import os
 from typing import Dict, Set
+
+
+def cpu_count() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_fields() -> Dict[str, str]:

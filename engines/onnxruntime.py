@@ -6,26 +6,27 @@ from typing import Optional
 import numpy as np
 
 from engines.base import Engine, Prediction
+from engines.cpu import cpu_count
 from engines.errors import ModelFileError
 from engines.metadata import ModelInfo
 
 
 class OnnxRuntimeEngine(Engine):
-    """One session. An INT8 graph is rewritten for x86 as it is loaded: see `engines.unsigned`."""
+    """One session for all lanes. An INT8 graph is rewritten for x86 as it is loaded: see `engines.unsigned`."""
 
     runtime = "onnxruntime"
     arithmetic = "f32"
 
     def __init__(
-        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None
+        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None, lanes: int = 1
     ) -> None:
         import onnxruntime
 
-        self.path, self.info = path, info
+        self.path, self.info, self.lanes = path, info, lanes
         self.batch = batch = batch or 1
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = max(1, (threads or cpu_count()) // lanes) if lanes > 1 else threads or 0
         options.add_free_dimension_override_by_name("batch", batch)
         # Without VNNI, x86 adds pairs of uint8 times int8 in 16 bits, which saturate; this takes exact kernels there.
         options.add_session_config_entry("session.x64quantprecision", "1")

@@ -1,6 +1,7 @@
 """OpenVINO on a CPU: the fast runtime for a workstation or an industrial PC."""
 
 import platform
+import queue
 import warnings
 from typing import Any, Dict, Optional
 
@@ -13,18 +14,18 @@ from engines.metadata import ModelInfo
 
 
 class OpenVinoEngine(Engine):
-    """One compiled model with one synchronous request."""
+    """One compiled model with a synchronous request for each lane."""
 
     runtime = "openvino"
     # OpenVINO computes float layers in bfloat16 where the CPU has AMX unless told not to.
     arithmetic = "f32"
 
     def __init__(
-        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None
+        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None, lanes: int = 1
     ) -> None:
         import openvino
 
-        self.path, self.info = path, info
+        self.path, self.info, self.lanes = path, info, lanes
         self.batch = batch = batch or 1
         overflows = info.precision in ("int8", "mixed") and info.weight_bits > 7
         if overflows and saturates(platform.machine(), cpu_flags()):
@@ -35,22 +36,31 @@ class OpenVinoEngine(Engine):
                 stacklevel=2,
             )
         settings: Dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self.arithmetic}
+        if lanes > 1:
+            settings["NUM_STREAMS"] = lanes
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
             model = core.read_model(path)
             model.reshape({"image": [batch, info.height, info.width, 3]})
-            self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+            compiled = core.compile_model(model, "CPU", settings)
+            self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for _ in range(lanes):
+                self._requests.put(compiled.create_infer_request())
         except RuntimeError as error:
             raise ModelFileError(f"{path}: OpenVINO cannot load it ({_first_line(error)})") from error
 
     def run(self, images: np.ndarray) -> Prediction:
-        results = self._request.infer({"image": images}, share_inputs=True, share_outputs=False)
+        request = self._requests.get()
+        try:
+            results = request.infer({"image": images}, share_inputs=True, share_outputs=False)
+        finally:
+            self._requests.put(request)
         return Prediction(results["score"], results["anomaly_map"])
 
     def close(self) -> None:
-        self._request, self.closed = None, True
+        self._requests, self.closed = queue.SimpleQueue(), True
 
 
 def _first_line(error: Exception) -> str:

@@ -14,15 +14,16 @@ def open_engine(
     *,
     batch: Optional[int] = None,
     threads: Optional[int] = None,
+    lanes: int = 1,
 ) -> engines.Engine:
-    """Load a .ckpt, .onnx or .plan file; see `engines.load`. The runtime is that of .onnx files, nothing else has two.
+    """Load a .ckpt, .onnx or .plan file; see `engines.load`. Only an .onnx file has a runtime and lanes.
 
     Raises:
         RuntimeNotInstalled: torch is not installed.
         UserError: all that `engines.load` and `uad.training.checkpoint.load_checkpoint` raise.
     """
     if Path(path).suffix != ".ckpt":
-        return engines.load(path, _runtime_of(path, runtime), batch=batch, threads=threads)
+        return engines.load(path, _runtime_of(path, runtime), batch=batch, threads=threads, lanes=lanes)
     try:
         from uad.training.torch_engine import TorchEngine
     except ImportError as error:
@@ -30,6 +31,18 @@ def open_engine(
             f"{path} needs torch ({error}): pip install '.[train]' in the folder of uad"
         ) from error
     return TorchEngine(path, batch=batch, threads=threads)
+
+
+def info_of(path: Path) -> engines.ModelInfo:
+    """What a model file says of itself; that of a plan can be read where there is no GPU.
+
+    Raises:
+        UserError: as `open_engine`.
+    """
+    if path.suffix != ".ckpt":
+        return engines.read_info(path)
+    with open_engine(path) as engine:
+        return engine.info
 
 
 def worker_command(path: Path, runtime: Optional[str], batch: Optional[int], threads: Optional[int]) -> List[str]:

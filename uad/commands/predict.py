@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
 
 from engines.errors import UserError
 from engines.images import MEGAPIXELS, allow
@@ -14,10 +14,11 @@ from uad.commands.choices import LARGEST_IMAGE, Overlays, Runtime
 from uad.options import about, above_zero, at_least, parse, positional, settle
 
 if TYPE_CHECKING:
-    from engines import Engine
+    from engines import Engine, ModelInfo
     from uad.evaluation.predictions import Decision
 
 FROM_STDIN = Path("-")
+MOST_LANES = 4  # photographs that the model judges at a time
 
 
 @dataclass
@@ -27,7 +28,9 @@ class PredictOptions:
     model: Path = field(metadata=positional(".ckpt, .onnx or .plan file"))
     images: List[Path] = field(
         metadata=positional(
-            "image files, folders and patterns; - reads their names from standard input, a line each", or_none=True
+            "image files, folders, patterns, and manifests (.csv or .parquet with a column image, and perhaps class); "
+            "- reads names from standard input, a line each",
+            or_none=True,
         )
     )
     out: Path = field(metadata=about("folder to write predictions.csv, predictions.jsonl and overlays to"))
@@ -42,6 +45,13 @@ class PredictOptions:
     )
     move_to: Optional[Path] = field(
         default=None, metadata=about("with --watch: folder that photographs are moved to once they are judged")
+    )
+    ray: Optional[str] = field(
+        default=None,
+        metadata=about(
+            "address of a Ray cluster whose machines judge together, or local; the rows are then Parquet files, see "
+            "docs/archive.md"
+        ),
     )
     strict: bool = field(default=False, metadata=about("stop at the first photograph that cannot be read"))
     runtime: Optional[Runtime] = field(
@@ -63,6 +73,8 @@ class PredictOptions:
             raise UserError("--move-to is for --watch")
         if self.watch is not None and (self.strict or self.resume):
             raise UserError("--watch always goes on, from where it was: leave out --strict and --resume")
+        if self.watch is not None and self.ray is not None:
+            raise UserError("--watch is for one machine: leave out --ray")
         if self.watch is not None and not self.watch.is_dir():
             raise UserError(f"--watch {self.watch} is no folder")
         if self.watch is not None and self.move_to is not None and _is_inside(self.move_to, self.watch):
@@ -82,36 +94,84 @@ def predict(options: PredictOptions) -> "List[Decision]":
         UserError: the model, a class or the output cannot serve, there is no photograph, or with `options.strict` one
             that cannot be read.
     """
-    from uad.evaluation.decisions import class_of, decide, find_images
+    from uad.evaluation.decisions import decide
+    from uad.evaluation.inputs import find_photographs
     from uad.evaluation.overlays import overlay_folder
     from uad.evaluation.predictions import Predictions
-    from uad.open import open_engine
     from uad.progress import progress
 
-    if options.watch is not None:
-        raise UserError("a folder is watched by uad.commands.predict.watch")
+    if options.watch is not None or options.ray is not None:
+        raise UserError("uad.commands.predict has watch for a folder that is watched, and archive for Ray")
     allow(options.max_megapixels)
-    sources = find_images(_inputs(options.images))
-    with open_engine(options.model, options.runtime, threads=options.threads) as engine:
-        _check_class(options.class_name, engine)
+    with _opened(options) as engine:
+        _check_class(options.class_name, engine.info)
+        photographs = find_photographs(_inputs(options.images), engine.info.classes, options.class_name)
         with Predictions(options.out, options.model, options.resume) as written, progress(
-            "Judging", len(sources)
+            "Judging", len(photographs)
         ) as step:
             folder = None if options.overlays == "none" else overlay_folder(options.out, keep=options.resume)
             decisions = dict(written.before)
-            missing: Dict[Path, Optional[str]] = {}
-            for path, source in sources.items():
-                if str(path) in decisions:
-                    step()
-                else:
-                    missing[path] = options.class_name or class_of(path, source, engine.info.classes)
+            missing = {path: name for path, name in photographs.items() if str(path) not in decisions}
+            for _ in range(len(photographs) - len(missing)):
+                step()
             for decision in decide(engine, missing, folder, only_defects=options.overlays == "defects"):
                 if decision.error and options.strict:
                     raise UserError(decision.error)
                 written.append(decision)
                 decisions[decision.image] = decision
                 step()
-    return [decisions[str(path)] for path in sources]
+    return [decisions[str(path)] for path in photographs]
+
+
+def archive(options: PredictOptions) -> Dict[str, int]:
+    """Judge photographs on the Ray cluster `options.ray`; the rows go to Parquet files, see `uad.evaluation.parts`.
+
+    Returns:
+        How many rows there are of each decision, earlier calls with the same `out` included.
+
+    Raises:
+        UserError: the model, a class, the cluster or the output cannot serve, there is no photograph, or with
+            `options.strict` one that cannot be read.
+    """
+    from uad.evaluation.archive import Work, cluster, judge_archive
+    from uad.evaluation.inputs import find_photographs
+    from uad.evaluation.overlays import overlay_folder
+    from uad.evaluation.parts import Parts
+    from uad.evaluation.predictions import digest_of
+    from uad.open import info_of
+    from uad.progress import progress
+
+    assert options.ray is not None
+    info = info_of(options.model)
+    _check_class(options.class_name, info)
+    photographs = find_photographs(_inputs(options.images), info.classes, options.class_name)
+    with cluster(options.ray) as ray, Parts(options.out, options.model, options.resume) as parts, progress(
+        "Judging", len(photographs)
+    ) as step:
+        missing = {path: name for path, name in photographs.items() if path not in parts}
+        for _ in range(len(photographs) - len(missing)):
+            step()
+
+        def judged(table: Any) -> None:
+            parts.append(table)
+            errors = [error for error in table["error"].to_pylist() if error]
+            if errors and options.strict:
+                raise UserError(errors[0])
+            for _ in range(len(table)):
+                step()
+
+        folder = None if options.overlays == "none" else overlay_folder(options.out, keep=options.resume).absolute()
+        work = Work(
+            str(options.model.absolute()),
+            digest_of(options.model),
+            options.runtime,
+            options.threads or 1,
+            None if folder is None else str(folder),
+            options.overlays == "defects",
+            options.max_megapixels,
+        )
+        judge_archive(ray, work, missing, judged)
+    return parts.counts()
 
 
 def watch(
@@ -134,12 +194,11 @@ def watch(
     from uad.evaluation.predictions import Predictions
     from uad.evaluation.watching import Watch
     from uad.evaluation.watching import watch as keep_watching
-    from uad.open import open_engine
 
     assert options.watch is not None
     allow(options.max_megapixels)
-    with open_engine(options.model, options.runtime, threads=options.threads) as engine:
-        _check_class(options.class_name, engine)
+    with _opened(options) as engine:
+        _check_class(options.class_name, engine.info)
         with Predictions(options.out, options.model, resume=True, reading=False) as written:
             folder = None if options.overlays == "none" else overlay_folder(options.out, keep=True)
             only_defects = options.overlays == "defects"
@@ -147,8 +206,17 @@ def watch(
             return keep_watching(engine, what, written, stop, judged)
 
 
-def _check_class(name: Optional[str], engine: "Engine") -> None:
-    known = engine.info.thresholds
+def _opened(options: PredictOptions) -> "Engine":
+    """The model, to judge photographs beside each other: two runs of one thread each do more than one run of two."""
+    from engines.cpu import cpu_count
+    from uad.open import open_engine
+
+    lanes = min(options.threads or cpu_count(), MOST_LANES)
+    return open_engine(options.model, options.runtime, threads=options.threads, lanes=lanes)
+
+
+def _check_class(name: Optional[str], info: "ModelInfo") -> None:
+    known = info.thresholds
     if name is not None and name not in known:
         raise UserError(f"unknown class '{name}': the model knows {', '.join(known)}")
 
@@ -170,6 +238,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(PredictOptions, arguments, "predict")
     if options.watch is not None:
         return _watch(options)
+    if options.ray is not None:
+        return _archive(options)
     begun = time.perf_counter()
     decisions = predict(options)
     seconds = time.perf_counter() - begun
@@ -182,6 +252,20 @@ def main(arguments: Sequence[str]) -> int:
     print(f"the slowest took {slowest.seconds:.2f} s: {slowest.image}")
     for decision in unreadable[:5]:
         print(f"  {decision.error}")
+    return 1 if unreadable else 0
+
+
+def _archive(options: PredictOptions) -> int:
+    """Judge with Ray, and print a summary."""
+    from uad.evaluation.parts import FOLDER
+    from uad.evaluation.predictions import DEFECT, UNREADABLE
+
+    begun = time.perf_counter()
+    counts = archive(options)
+    seconds, unreadable = time.perf_counter() - begun, counts.get(UNREADABLE, 0)
+    said = f", {unreadable} that cannot be read" if unreadable else ""
+    print(f"{sum(counts.values())} images, {counts.get(DEFECT, 0)} with a defect{said}: see {options.out / FOLDER}")
+    print(f"in {seconds:.1f} s, the start of Ray and of the workers included")
     return 1 if unreadable else 0
 
 

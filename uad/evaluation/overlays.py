@@ -13,10 +13,11 @@ from uad.data.files import RESULTS
 from uad.evaluation.evaluate import enlarge
 
 SHOWN = 4_000_000  # pixels: an overlay of a larger photograph is made at this size
+SIDE = 32_000  # pixels: a JPEG file has at most 65,500, and an overlay is twice as wide as its photograph
 LONGEST = 200  # bytes of a photograph's name in that of its overlay
 # Okabe and Ito, 'Color Universal Design', 2008: told apart by people who are blind to some colours.
 FAINT, STRONG, CONTOUR = (240, 228, 66), (213, 94, 0), (0, 114, 178)
-NAME = re.compile(r".*-[0-9a-f]{8}\.png")  # of an overlay
+NAME = re.compile(r".*-[0-9a-f]{8}\.(jpg|png)")  # of an overlay, which was .png once
 
 
 def overlay(photograph: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
@@ -33,24 +34,36 @@ def overlay(photograph: np.ndarray, anomaly_map: np.ndarray, threshold: float) -
     Returns:
         (H, 2 W, 3) uint8.
     """
-    from scipy import ndimage
+    from PIL import Image
 
     height, width = photograph.shape[:2]
     enlarged = enlarge(anomaly_map, (height, width))
-    heat = np.clip(enlarged / max(threshold, 1e-12) - 0.5, 0.0, 1.0)[..., None]
-    colour = (1.0 - heat) * np.array(FAINT, np.float32) + heat * np.array(STRONG, np.float32)
-    opacity = 0.65 * np.minimum(2.0 * heat, 1.0)
-    marked = np.rint((1.0 - opacity) * photograph + opacity * colour).astype(np.uint8)
-    above = enlarged > threshold
-    thick = max(1, round(min(height, width) / 200))
-    marked[above & ~ndimage.binary_erosion(above, iterations=thick, border_value=1)] = CONTOUR
+    heat = np.clip(enlarged * (255 / max(threshold, 1e-12)) - 127.5, 0, 255).astype(np.uint8)
+    colour = Image.fromarray(heat)
+    opacity = colour.point([round(0.65 * min(2 * level, 255)) for level in range(256)])
+    colour.putpalette(np.linspace(FAINT, STRONG, 256).round().astype(np.uint8).tobytes())
+    marked = np.array(Image.composite(colour.convert("RGB"), Image.fromarray(photograph), opacity))
+    marked[_outline(enlarged > threshold, max(1, round(min(height, width) / 200)))] = CONTOUR
     return np.concatenate([photograph, marked], axis=1)
 
 
+def _outline(region: np.ndarray, thick: int) -> np.ndarray:
+    """The part of a region, (H, W) bool, that lies within `thick` pixels of what is not the region."""
+    inside = region
+    for _ in range(thick):
+        before, inside = inside, inside.copy()
+        inside[1:] &= before[:-1]
+        inside[:-1] &= before[1:]
+        inside[:, 1:] &= before[:, :-1]
+        inside[:, :-1] &= before[:, 1:]
+    outline: np.ndarray = region & ~inside
+    return outline
+
+
 def reduced(photograph: np.ndarray) -> np.ndarray:
-    """A photograph of at most `SHOWN` pixels."""
+    """A photograph of at most `SHOWN` pixels, and at most `SIDE` high and wide."""
     height, width = photograph.shape[:2]
-    scale = (SHOWN / (height * width)) ** 0.5
+    scale = min((SHOWN / (height * width)) ** 0.5, SIDE / max(height, width))
     return photograph if scale >= 1 else resize(photograph, (max(1, int(height * scale)), max(1, int(width * scale))))
 
 
@@ -58,7 +71,7 @@ def overlay_path(folder: Path, photograph: Path) -> Path:
     """Where the overlay of a photograph goes: its name, and what tells it from another of that name."""
     path = os.fsencode(os.path.abspath(photograph))
     stem = os.fsencode(photograph.stem)[:LONGEST].decode("utf-8", "ignore")
-    return folder / f"{stem}-{hashlib.sha256(path).hexdigest()[:8]}.png"
+    return folder / f"{stem}-{hashlib.sha256(path).hexdigest()[:8]}.jpg"
 
 
 def overlay_folder(out: Path, keep: bool) -> Path:
@@ -72,8 +85,8 @@ def overlay_folder(out: Path, keep: bool) -> Path:
     return folder
 
 
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a picture, whole or not at all.
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture for people, (H, W, 3) uint8, as JPEG, whole or not at all: PNG takes ten times as long.
 
     Raises:
         OutputError: it cannot be written.
@@ -81,4 +94,4 @@ def write_png(path: Path, image: np.ndarray) -> None:
     from PIL import Image
 
     with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, format="png")
+        Image.fromarray(picture).save(temporary, format="jpeg", quality=90, subsampling=0)

@@ -66,7 +66,7 @@ class Predictions:
             UserError: what is there is of another model, or no `predictions.jsonl`.
         """
         make_folder(out)
-        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        digest = digest_of(model)
         self.before: Dict[str, Decision] = {}
         goes_on = resume and (out / ROWS).exists()
         if goes_on and (not (out / MODEL).exists() or (out / MODEL).read_text(encoding="utf-8").strip() != digest):
@@ -109,6 +109,11 @@ class Predictions:
     ) -> None:
         for file in self._files:
             file.close()
+
+
+def digest_of(model: Path) -> str:
+    """SHA-256 of a model file, in hexadecimal digits."""
+    return hashlib.sha256(model.read_bytes()).hexdigest()
 
 
 def read_predictions(path: Path) -> List[Decision]:

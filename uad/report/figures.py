@@ -15,7 +15,8 @@ TEXT = "#123456"  # becomes currentColor
 LEGEND: Any = {"fontsize": "small", "frameon": False, "labelcolor": TEXT}
 MAX_FPR = 0.3  # to which AUPRO goes
 BARS = 40  # of a histogram
-LEFT, RIGHT, BOTTOM, TOP = 0.09, 0.98, 0.2, 0.96  # of the axes of a histogram, parts of the figure
+LEFT, RIGHT, BOTTOM, TOP = 0.12, 0.97, 0.2, 0.96  # of the axes of a histogram, parts of the figure
+LONG_TAIL = 4  # times the median score, beyond which a histogram has a logarithmic axis
 
 
 def roc(judged: Judged) -> Optional[str]:
@@ -80,23 +81,25 @@ def histogram(images: Sequence[Any]) -> Tuple[str, Dict[str, Any]]:
     """Scores of good images and of defects of a class; and what a slider needs to know of it.
 
     Returns:
-        The SVG, and `left`, `right` (of the axes, parts of the width), `low`, `high` (scores there), `good`, `defect`
-        (the scores).
+        The SVG, and `left`, `right` (of the axes, parts of the width), `low`, `high` (scores there), `is_log` (whether
+        the axis between them is logarithmic), `good`, `defect` (the scores).
     """
     good = [image.score for image in images if not image.sample.is_defect]
     defect = [image.score for image in images if image.sample.is_defect]
     scores = good + defect + [images[0].threshold]
-    low, high = min(scores), max(scores)
+    is_log = min(scores) > 0 and max(scores) > LONG_TAIL * float(np.median(scores))
+    onto, back = (np.log, np.exp) if is_log else (np.positive, np.positive)
+    low, high = onto(min(scores)), onto(max(scores))
     room = (high - low or 1.0) * 0.02
-    low, high = low - room, high + room
-    figure, axes = _axes(1, 1, (7.2, 2.2), layout=None)
-    edges = np.linspace(low, high, BARS + 1)
+    edges = back(np.linspace(low - room, high + room, BARS + 1))
+    low, high = float(edges[0]), float(edges[-1])
+    figure, axes = _axes(1, 1, (5.0, 2.2), layout=None)
     axes.hist(good, edges, color=GOOD, alpha=0.8, label="good")
     axes.hist(defect, edges, color=DEFECT, alpha=0.8, label="defects")
-    axes.set(xlim=(low, high), xlabel="score", ylabel="images")
+    axes.set(xlim=(low, high), xscale="log" if is_log else "linear", xlabel="score", ylabel="images")
     axes.legend(**LEGEND)
     figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=BOTTOM, top=TOP)
-    told = {"left": LEFT, "right": RIGHT, "low": low, "high": high, "good": good, "defect": defect}
+    told = {"left": LEFT, "right": RIGHT, "low": low, "high": high, "is_log": is_log, "good": good, "defect": defect}
     return _svg(figure), told
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,20 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 NASTY = "<script>alert(1)</script>"
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
 GOOD, DEFECTS = [1.0, 2.0, 3.0, 6.0], [2.5, 5.0, 7.0]
+LOW, HIGH = 0.88, 7.12  # of a histogram: the scores from 1 to 7, and a fiftieth more on each side
 FACTS = {"machine": "a test", "Python": "3"}
 
 
-def judged(name: str, classes: tuple[str, ...] = ("nut", NASTY), reference: bool = False) -> Judged:
-    """A model that gave `GOOD` and `DEFECTS` their scores, at a threshold of 4."""
+def judged(
+    name: str,
+    classes: tuple[str, ...] = ("nut", NASTY),
+    reference: bool = False,
+    defects: Sequence[float] = DEFECTS,
+) -> Judged:
+    """A model that gave `GOOD` and `defects` their scores, at a threshold of 4."""
     images = []
     for class_name in classes:
-        for index, score in enumerate([*GOOD, *DEFECTS]):
+        for index, score in enumerate([*GOOD, *defects]):
             kind = "good" if index < len(GOOD) else "spot"
             image = ScoredImage(Sample(Path(f"{class_name[1:4]}{index}.png"), class_name, kind), score, 4.0)
             image.reference_score = score * 1.1 if reference else None
@@ -144,6 +150,11 @@ def opened(browser: Any, html: str, folder: Path, **settings: Any) -> tuple[Any,
     return page, [line for line in asked if not line.startswith("request: data:")]
 
 
+def move(slider: Any, place: float) -> None:
+    """To this part of its way."""
+    slider.evaluate(f"slider => {{ slider.value = {place}; slider.dispatchEvent(new Event('input')); }}")
+
+
 def counts(section: Any) -> list[int]:
     return [int(section.locator(name).inner_text()) for name in (".gg", ".gd", ".dg", ".dd")]
 
@@ -161,9 +172,11 @@ def test_the_slider_moves_the_numbers(browser: Any, html: str, tmp_path: Path) -
     assert counts(section) == [3, 1, 1, 2]  # at the threshold of the file
     slider = section.locator("input")
     for threshold, expected in ((6.5, [4, 0, 2, 1]), (1.5, [1, 3, 0, 3])):
-        slider.evaluate(f"slider => {{ slider.value = {threshold}; slider.dispatchEvent(new Event('input')); }}")
+        move(slider, (threshold - LOW) / (HIGH - LOW))
         assert counts(section) == expected
-        assert float(section.locator("output").inner_text()) == threshold
+        assert (
+            float(section.locator("output").inner_text()) == threshold == float(slider.get_attribute("aria-valuetext"))
+        )
     assert counts(page.locator("section.threshold").nth(0)) == [3, 1, 1, 2]  # each class has its own
     page.close()
 
@@ -186,8 +199,17 @@ def test_the_mark_stands_at_the_threshold(browser: Any, html: str, tmp_path: Pat
     section = page.locator("section.threshold").first
     place = "e => { const r = e.getBoundingClientRect(); return r.x + r.width / 2; }"
     mark, box = section.locator(".mark").evaluate(place), section.locator("svg").bounding_box()
-    low, high = 0.88, 7.12  # the scores from 1 to 7, and a fiftieth more on each side
-    assert mark == pytest.approx(box["x"] + box["width"] * (0.09 + 0.89 * (4 - low) / (high - low)), abs=2)
+    assert mark == pytest.approx(box["x"] + box["width"] * (0.12 + 0.85 * (4 - LOW) / (HIGH - LOW)), abs=2)
+    page.close()
+
+
+def test_scores_with_a_long_tail_have_a_logarithmic_axis(browser: Any, tmp_path: Path) -> None:
+    page, said = opened(browser, render([judged("a.onnx", ("nut",), defects=[2.5, 5.0, 1000.0])], FACTS), tmp_path)
+    section = page.locator("section.threshold")
+    assert said == [] and float(section.locator("output").inner_text()) == 4.0 and counts(section) == [3, 1, 1, 2]
+    move(section.locator("input"), 0.5)  # half of the way from 1 to 1000 is the root of their product
+    assert float(section.locator("output").inner_text()) == pytest.approx(1000**0.5, rel=1e-3)
+    assert counts(section) == [4, 0, 2, 1]
     page.close()
 
 

@@ -1,0 +1,222 @@
+"""uad.evaluation.archive on a real Ray cluster of this machine: each photograph has one row, whoever is killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphs import save_tiny
+from image_folders import noise, save
+
+from engines.errors import UserError
+from uad import cli
+from uad.commands.predict import PredictOptions, archive, predict
+from uad.evaluation import archive as archive_module
+from uad.evaluation import parts as parts_module
+from uad.evaluation.archive import cluster
+from uad.evaluation.predictions import HEADER, Decision
+
+ROOT = Path(__file__).resolve().parents[3]
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[None]:
+    """A cluster with room for two workers; what connects in this process is connected to it."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "model" / "a.onnx")
+
+
+def photographs(folder: Path, count: int) -> Path:
+    for index in range(count):
+        save(noise(index), folder / ("bolt" if index % 2 else "nut") / f"{index:03d}.png")
+    return folder
+
+
+def large_photographs(folder: Path, count: int) -> Path:
+    """Some that take a while: the same one under many names."""
+    first = save(noise(0, 1200), folder / "000.png")
+    for index in range(1, count):
+        shutil.copyfile(first, folder / f"{index:03d}.png")
+    return folder
+
+
+def options(model: Path, images: Path, out: Path, **more: Any) -> PredictOptions:
+    return PredictOptions(
+        model, [images], out, **{"overlays": "none", "ray": "local", "runtime": "onnxruntime", **more}
+    )
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """All rows of all parts."""
+    from pyarrow import parquet
+
+    return [row for path in sorted((out / "predictions").iterdir()) for row in parquet.read_table(path).to_pylist()]
+
+
+def as_row(decision: Decision) -> dict[str, Any]:
+    """As a part has it, without what no two calls share."""
+    row = dict(zip(HEADER, dataclasses.asdict(decision).values()))
+    return {**row, "regions": list(row["regions"]), "seconds": None}
+
+
+def test_rows_are_what_one_process_says(two_workers: None, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(archive_module, "BLOCK", 4)
+    images = photographs(tmp_path / "images", 20)
+    (images / "bad.png").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)  # names stay as they were given
+    given = options(model, Path("images"), tmp_path / "out")
+    counts = archive(given)
+    alone = predict(dataclasses.replace(given, ray=None, out=tmp_path / "alone"))
+    found = sorted(({**row, "seconds": None} for row in rows(tmp_path / "out")), key=lambda row: row["image"])
+    expected = sorted(map(as_row, alone), key=lambda row: row["image"])
+    for row in (*found, *expected):
+        row["error"] = row["error"].replace(f"{tmp_path}/", "")  # workers are told the absolute path
+    assert found == expected and len(found) == 21 == sum(counts.values())
+    assert counts["unreadable"] == 1 and {row["class"] for row in found} == {"bolt", "nut", ""}
+    assert any(row["regions"] for row in found)
+
+
+def test_a_worker_that_is_killed_loses_nothing_and_nothing_comes_twice(
+    two_workers: None, model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(archive_module, "BLOCK", 2)
+    images = large_photographs(tmp_path / "images", 60)
+    killed: list[int] = []
+    append = parts_module.Parts.append
+
+    def append_and_kill(parts: Any, table: Any) -> None:
+        append(parts, table)
+        if not killed and sum(map(len, parts._waiting)) >= 16:
+            killed.append(max(workers() - before))
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(parts_module.Parts, "append", append_and_kill)
+    before = workers()  # of the test before
+    counts = archive(options(model, images, tmp_path / "out"))
+    assert killed and killed[0] not in workers()
+    names = sorted(row["image"] for row in rows(tmp_path / "out"))
+    assert names == sorted(str(path) for path in images.rglob("*.png"))
+    assert sum(counts.values()) == 60 and "unreadable" not in counts
+
+
+def workers() -> set[int]:
+    """The processes of Ray that have an engine."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"MapWorker(MapBatches(Worker))" in (process / "cmdline").read_bytes():
+                found.add(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_call_that_is_killed_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
+    images, out = large_photographs(tmp_path / "images", 60), tmp_path / "out"
+    script = (
+        "import sys, uad.evaluation.archive as a, uad.evaluation.parts as p; a.BLOCK, p.ROWS = 2, 10\n"
+        "from uad.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["predict", str(model), str(images), "--out", str(out), "--ray", "local", "--overlays", "none"]
+    command = [sys.executable, "-c", script, *arguments]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        until = time.monotonic() + 60
+        while not list(out.glob("predictions/part-*.parquet")):
+            assert process.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    kept = rows(out)
+    assert 0 < len(kept) < 60
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("60 images"), done.stderr
+    found = rows(out)
+    assert sorted(row["image"] for row in found) == sorted(str(path) for path in images.rglob("*.png"))
+    assert [row for row in found if row in kept] == kept  # they were not judged again
+
+
+def test_what_could_not_be_read_is_judged_again(two_workers: None, model: Path, tmp_path: Path) -> None:
+    images = photographs(tmp_path / "images", 4)
+    (images / "bad.png").write_bytes(b"no image")
+    given = options(model, images, tmp_path / "out", resume=True)
+    assert archive(given)["unreadable"] == 1
+    save(noise(9), images / "bad.png")
+    assert "unreadable" not in archive(given)
+    assert sorted(Path(row["image"]).name for row in rows(tmp_path / "out"))[-1] == "bad.png"
+    assert len(rows(tmp_path / "out")) == 5
+    assert sum(archive(dataclasses.replace(given, resume=False)).values()) == 5  # begun anew, not added
+
+
+def test_strict_stops_at_what_cannot_be_read(two_workers: None, model: Path, tmp_path: Path) -> None:
+    images = photographs(tmp_path / "images", 2)
+    (images / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="bad.png"):
+        archive(options(model, images, tmp_path / "out", strict=True))
+
+
+def test_overlays_are_drawn_by_the_workers(two_workers: None, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    images = photographs(tmp_path / "images", 3)
+    monkeypatch.chdir(tmp_path)
+    archive(options(model, images, Path("out"), overlays="all"))
+    assert {Path(row["overlay"]) for row in rows(tmp_path / "out")} == set((tmp_path / "out/overlays").glob("*.jpg"))
+    assert len(list((tmp_path / "out/overlays").glob("*.jpg"))) == 3
+
+
+def test_what_a_worker_raises_is_one_line(
+    two_workers: None, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    images = photographs(tmp_path / "images", 2)
+    monkeypatch.setattr("uad.evaluation.predictions.digest_of", lambda model: "of another file")
+    arguments = [str(model), str(images), "--out", str(tmp_path / "out"), "--ray", "local"]
+    assert cli.main(["predict", *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"uad: error: {model} is another file on {socket.gethostname()}: copy the model there"
+
+
+def test_a_cluster_without_room_is_said(two_workers: None, model: Path, tmp_path: Path) -> None:
+    images = photographs(tmp_path / "images", 2)
+    with pytest.raises(UserError, match="a worker takes 3 CPU, the Ray cluster has 2"):
+        archive(options(model, images, tmp_path / "out", threads=3))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
+def test_no_cluster_there_is_said_and_nothing_of_an_earlier_call_goes(
+    address: str, model: Path, tmp_path: Path
+) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    images, kept = photographs(tmp_path / "images", 2), tmp_path / "out" / "predictions" / "part-000000.parquet"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"of an earlier call")
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=f"--ray {address}: no Ray cluster there"):
+        archive(options(model, images, tmp_path / "out", ray=address))
+    assert kept.exists() and time.monotonic() - begun < 20
+
+
+def test_ray_that_is_not_installed_is_said(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    with pytest.raises(UserError, match=r"pip install 'ray\[data\]'"), cluster("local"):
+        pass

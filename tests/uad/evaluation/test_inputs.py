@@ -1,0 +1,79 @@
+"""uad.evaluation.inputs: manifests. Folders and patterns are in test_decisions.py, as what is judged of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphs import save_tiny
+from image_folders import noise, save
+
+from engines.errors import UserError
+from uad.commands.predict import PredictOptions, predict
+from uad.evaluation.inputs import find_photographs
+
+CLASSES = ["bolt", "nut"]
+
+
+def manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as the name of the file says."""
+    if path.suffix == ".csv":
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture(params=["m.csv", "m.parquet"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_manifest_names_photographs_seen_from_its_folder(name: str, tmp_path: Path) -> None:
+    rows = [
+        {"number": 7, "image": "a.png", "class": "nut"},
+        {"number": 8, "image": "bolt/b.png", "class": ""},
+        {"number": 9, "image": str(tmp_path / "c.png"), "class": "bolt"},
+    ]
+    path = manifest(tmp_path / name, rows)
+    expected = {tmp_path / "a.png": "nut", tmp_path / "bolt/b.png": "bolt", tmp_path / "c.png": "bolt"}
+    assert find_photographs([path], CLASSES) == expected
+    assert set(find_photographs([path], CLASSES, "nut").values()) == {"nut"}
+
+
+def test_a_manifest_and_files_are_judged_each_photograph_once(name: str, tmp_path: Path) -> None:
+    image = save(noise(0), tmp_path / "a.png")
+    save(noise(1), tmp_path / "b.png")
+    path = manifest(
+        tmp_path / name, [{"image": "b.png"}, {"image": "a.png"}, {"image": "./b.png"}, {"image": "no.png"}]
+    )
+    model = save_tiny(tmp_path / "model" / "a.onnx")
+    decisions = predict(PredictOptions(model, [path, image], tmp_path / "out", runtime="onnxruntime"))
+    assert [Path(each.image).name for each in decisions] == ["b.png", "a.png", "no.png"]
+    assert [each.decision == "unreadable" for each in decisions] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"file": "a.png", "kind": "nut"}], "has no column image, but file, kind"),
+        ([{"image": "a.png", "class": "nut"}, {"image": "b.png", "class": "gear"}], "row 2: unknown class 'gear'"),
+        ([{"image": "a.png", "class": "nut"}, {"image": "", "class": "nut"}], "row 2 names no image"),
+    ],
+)
+def test_a_manifest_that_cannot_serve_is_refused(
+    name: str, rows: list[dict[str, Any]], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"{name}.* {said}"):
+        find_photographs([manifest(tmp_path / name, rows)], CLASSES)
+
+
+def test_a_manifest_that_is_empty_or_no_table_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"image,class\n" if name.endswith("csv") else b"no table")
+    with pytest.raises(UserError, match=f"{name} (has no rows|cannot be read as a manifest)"):
+        find_photographs([tmp_path / name], CLASSES)

@@ -1,0 +1,141 @@
+"""Which photographs `uad predict` is given, and of which class each is: files, folders, patterns and manifests.
+
+A manifest is a table of photographs, CSV or Parquet, as data sets have them: its column `image` is a path, seen from
+the folder of the manifest, and its column `class`, if there is one, a name or nothing.
+"""
+
+import csv
+import glob
+import os
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+
+from engines.errors import RuntimeNotInstalled, UserError
+from engines.images import SUFFIXES
+from uad.data.files import images_below
+
+MANIFESTS = (".csv", ".parquet")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+
+
+def find_photographs(
+    inputs: Sequence[Path], classes: Sequence[str], class_name: Optional[str] = None
+) -> Dict[Path, Optional[str]]:
+    """The photographs among the inputs, in the folders and manifests among them, each once, with its class if known.
+
+    Args:
+        inputs: files, folders, patterns (see `find_images`) and manifests.
+        classes: those that the model knows.
+        class_name: of all of them, whatever folders and manifests say.
+
+    Raises:
+        UserError: as `find_images`; a manifest cannot be read or names a class that the model does not know.
+    """
+    found: Dict[Path, Optional[str]] = {}
+    files: List[Path] = []
+    for path in inputs:
+        if path.suffix.lower() in MANIFESTS and path.is_file():
+            found.update((photograph, class_name or name) for photograph, name in _manifest(path, classes))
+        else:
+            files.append(path)
+    if files or not inputs:
+        for path, source in find_images(files).items():
+            found.setdefault(path, class_name or class_of(path, source, classes))
+    once = {os.path.abspath(path): path for path in reversed(list(found))}
+    return {path: found[path] for path in reversed(list(once.values()))}
+
+
+def _manifest(path: Path, classes: Sequence[str]) -> Iterator[Tuple[Path, Optional[str]]]:
+    """The photographs of a manifest and their classes; a class column that says nothing leaves it to the folder."""
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
+    number = 0
+    for number, (image, name) in enumerate(rows, 1):
+        if not image:
+            raise UserError(f"{path}, row {number} names no image")
+        if name and name not in classes:
+            raise UserError(f"{path}, row {number}: unknown class '{name}': the model knows {', '.join(classes)}")
+        photograph = path.parent / image
+        yield photograph, name or class_of(photograph, photograph, classes)
+    if number == 0:
+        raise UserError(f"{path} has no rows: a manifest names a photograph in each")
+
+
+def _csv_rows(path: Path) -> Iterator[Tuple[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            rows = csv.DictReader(file)
+            _check_columns(path, rows.fieldnames or [])
+            for row in rows:
+                yield row["image"] or "", row.get("class") or ""
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a manifest ({error})") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Tuple[str, str]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise RuntimeNotInstalled(f"{path} needs pyarrow: pip install pyarrow") from error
+    try:
+        with parquet.ParquetFile(str(path)) as file:
+            _check_columns(path, file.schema_arrow.names)
+            columns = [name for name in ("image", "class") if name in file.schema_arrow.names]
+            for batch in file.iter_batches(columns=columns):
+                for row in batch.to_pylist():
+                    yield str(row["image"] or ""), str(row.get("class") or "")
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as a manifest ({error})") from error
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    if "image" not in columns:
+        raise UserError(f"{path} has no column image, but {', '.join(columns) or 'none'}: a manifest names photographs")
+
+
+def find_images(inputs: Sequence[Path]) -> Dict[Path, Path]:
+    """The image files among the inputs and, recursively, in the folders among them; see `uad.data.files`.
+
+    A pattern such as `photos/*.png`, which a shell leaves alone in quotes, stands for the files it matches.
+
+    Returns:
+        The image, and the input that led to it; each file once.
+
+    Raises:
+        UserError: an input does not exist or is no photograph, a link leads nowhere, or there is no image.
+    """
+    found: Dict[Path, Path] = {}
+    for given in inputs:
+        matched = [given] if os.path.exists(str(given)) else sorted(map(Path, glob.glob(str(given), recursive=True)))
+        if not matched:
+            raise UserError(f"{given}: no such file or folder")
+        for path in matched:
+            if path.is_dir():
+                found.update((file, path) for file in images_below(path) if file not in found)
+            elif not path.is_file():
+                raise UserError(f"{path} is a pipe or a device: write the image to a file first")
+            elif path.suffix.lower() in VIDEOS:
+                raise UserError(f"{path} is a video: give its frames, as from ffmpeg -i {path.name} FOLDER/%06d.png")
+            else:
+                found.setdefault(path, path)
+    if not found:
+        raise UserError(f"no images in {', '.join(map(str, inputs))}: expected {' '.join(SUFFIXES)}")
+    once = {os.path.abspath(path): path for path in reversed(list(found))}
+    return {path: found[path] for path in reversed(list(once.values()))}
+
+
+def class_of(path: Path, source: Path, classes: Sequence[str]) -> Optional[str]:
+    """The class that a folder of an image is named like, the innermost first.
+
+    Folders below the input that was given count, and the last three of the input itself: CLASS, CLASS/test or
+    CLASS/test/KIND may be given. Folders further up are the user's own, whatever their names. A link has its own name.
+
+    Args:
+        path: of the image.
+        source: the input that led to it, a folder above it or the image itself.
+        classes: the names.
+    """
+    folder = source if source.is_dir() else source.parent
+    given = Path(os.path.abspath(folder)).parts[-3:]
+    below = path.parent.relative_to(folder).parts
+    return next((name for name in reversed([*given, *below]) if name in classes), None)

@@ -15,7 +15,17 @@ from PIL import Image
 
 from engines import images
 from engines.errors import Doubt, ImageFileError
-from engines.images import SUFFIXES, allow, check_image, grey_depth, orientation, read_image, resize, turned
+from engines.images import (
+    SUFFIXES,
+    allow,
+    check_image,
+    grey_depth,
+    orientation,
+    read_image,
+    read_resized,
+    resize,
+    turned,
+)
 
 GREY = np.array([[0, 1, 100], [128, 254, 255]], np.uint8)
 COLOURS = np.array(
@@ -201,9 +211,23 @@ def test_resize_averages_what_it_shrinks() -> None:
     assert shrunk.min() > 100 and shrunk.max() < 155
 
 
-def test_an_image_may_be_resized_as_it_is_read(tmp_path: Path) -> None:
-    path = saved(Image.fromarray(np.full((6, 10, 3), 77, np.uint8)), tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(path, size=(3, 4)), np.full((3, 4, 3), 77))
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "transparent", "turned"])
+def test_an_image_that_is_resized_as_it_is_read_is_the_same(mode: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
+    image, more = Image.fromarray(values), {}
+    if mode == "I;16":
+        image = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    elif mode == "transparent":
+        more = {"transparency": tuple(map(int, values[0, 0]))}
+    elif mode == "turned":
+        more = {"exif": with_orientation(6)}
+    else:
+        image = image.convert(mode)
+    path = saved(image, tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), **more)
+    for size in ((16, 20), (37, 50), (50, 37)):
+        small, was = read_resized(path, size)
+        np.testing.assert_array_equal(small, resize(read_image(path), size))
+        assert was == read_image(path).shape[:2] and small.shape == (*size, 3) and small.dtype == np.uint8
 
 
 # Depths of 16-bit files -----------------------------------------------------------------------------------------------
@@ -231,7 +255,7 @@ def test_values_of_a_depth_fill_the_range(depth: int, tmp_path: Path) -> None:
     full = 2**depth - 1
     path = wide(tmp_path / "a.png", 0, full // 3, full)
     np.testing.assert_array_equal(read_image(path, depth=depth)[0, :, 0], [0, 85, 255])
-    assert read_image(path, depth=depth, size=(1, 3))[0, 2, 0] == 255
+    assert read_resized(path, (1, 3), depth)[0][0, 2, 0] == 255
 
 
 def test_twelve_bits_keep_their_greys(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Ty
 import numpy as np
 
 from engines.errors import Doubt, ImageFileError
-from engines.images import check_image, grey_depth, read_image
+from engines.images import check_image, grey_depth, read_resized
 from uad.data.files import count, folders_in, has_images, images_below, listing
 from uad.data.masks import WANTED, MaskFolder, is_turned_in_place, read_masks, regions, shrink, tell_of_doubtful
 from uad.errors import DataError
@@ -200,7 +200,7 @@ def load_images(
 
     def load(index: int) -> None:
         sample = samples[index]
-        images[index] = read_image(sample.path, depth=sample.depth, size=size)
+        images[index] = read_resized(sample.path, size, sample.depth)[0]
         progress()
 
     _for_all(range(len(samples)), load)

@@ -19,7 +19,7 @@ import numpy as np
 from engines import Engine
 from engines.cpu import cpu_count
 from engines.errors import Doubt, ImageFileError, OutputError
-from engines.images import read_image, resize
+from engines.images import read_image, read_resized, resize
 from engines.metadata import is_defect
 from uad.evaluation.evaluate import enlarge
 from uad.evaluation.overlays import overlay, overlay_path, reduced, write_picture
@@ -87,14 +87,16 @@ def decide(
 def _see(engine: Engine, path: Path, class_name: Optional[str], is_drawn: bool) -> _Seen:
     """Read a photograph once, and keep of it what is needed."""
     seen = _Seen(path, class_name, time.perf_counter())
+    depth = engine.info.depth_of(class_name)
     try:
-        photograph = read_image(path, depth=engine.info.depth_of(class_name))
+        if is_drawn:
+            photograph = read_image(path, depth=depth)
+            seen.size = photograph.shape[0], photograph.shape[1]
+            seen.small, seen.shown = resize(photograph, engine.info.size), reduced(photograph)
+        else:
+            seen.small, seen.size = read_resized(path, engine.info.size, depth)
     except ImageFileError as error:
         seen.error = str(error)
-        return seen
-    seen.size = photograph.shape[0], photograph.shape[1]
-    seen.small = resize(photograph, engine.info.size)
-    seen.shown = reduced(photograph) if is_drawn else None
     return seen
 
 

@@ -263,22 +263,35 @@ def test_strict_stops_at_the_first_that_cannot_be_read(model: Path, tmp_path: Pa
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The photographs that are decoded, as they are."""
-    from uad.evaluation import decisions
-
     found: list[Path] = []
-    original = decisions.read_image
 
-    def noted(path: Path, **settings: int) -> np.ndarray:
-        found.append(path)
-        return original(path, **settings)
+    def noting(original: Callable[..., object]) -> Callable[..., object]:
+        def noted(path: Path, *arguments: object, **settings: object) -> object:
+            found.append(path)
+            return original(path, *arguments, **settings)
 
-    monkeypatch.setattr(decisions, "read_image", noted)
+        return noted
+
+    for name in ("read_image", "read_resized"):
+        monkeypatch.setattr(decisions, name, noting(getattr(decisions, name)))
     return found
 
 
 def test_every_photograph_is_decoded_once(read: list[Path], model: Path, tmp_path: Path) -> None:
-    predict(PredictOptions(model, [many(tmp_path / "photos", 7)], tmp_path / "out"))
-    assert len(read) == len(set(read)) == 7
+    for drawn in ("all", "none"):
+        predict(PredictOptions(model, [many(tmp_path / "photos", 7)], tmp_path / "out", overlays=drawn))  # type: ignore[arg-type]
+        assert len(read) == len(set(read)) == 7
+        read.clear()
+
+
+def test_scores_and_regions_do_not_depend_on_what_is_drawn(model: Path, tmp_path: Path) -> None:
+    photos = many(tmp_path / "photos", 4)
+    Image.new("L", (100, 37), 90).save(photos / "grey.jpg")
+    found = []
+    for drawn in ("all", "none"):
+        each = predict(PredictOptions(model, [photos], tmp_path / drawn, overlays=drawn))  # type: ignore[arg-type]
+        found.append([dataclasses.replace(decision, overlay="", seconds=0.0) for decision in each])
+    assert found[0] == found[1] and any(decision.regions for decision in found[0])
 
 
 def test_few_photographs_are_in_memory_at_a_time(read: list[Path], model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ LEGEND: Any = {"fontsize": "small", "frameon": False, "labelcolor": TEXT}
 MAX_FPR = 0.3  # to which AUPRO goes
 BARS = 40  # of a histogram
 LEFT, RIGHT, BOTTOM, TOP = 0.12, 0.97, 0.2, 0.96  # of the axes of a histogram, parts of the figure
-LONG_TAIL = 4  # times the median score, beyond which a histogram has a logarithmic axis
+LONG_TAIL = (
+    8  # times the threshold; a histogram with scores beyond has a logarithmic axis, on which good ones have room
+)
 
 
 def roc(judged: Judged) -> Optional[str]:
@@ -65,14 +67,14 @@ def scatter(judged: Judged, reference: str) -> str:
 
 def bars(models: Sequence[Judged]) -> str:
     """Latency and memory of each model."""
-    figure, (left, right) = _axes(1, 2, (7.2, 0.6 + 0.5 * len(models)))
+    figure, (upper, lower) = _axes(2, 1, (5.0, 1.2 + 0.6 * len(models)))
     names = [f"{model.name} ({model.info.precision})" for model in models]
     timings = [model.timing or {} for model in models]
-    left.barh(names, [timing["latency_ms"]["p50"] for timing in timings], color=COLOURS[0])
-    left.set(xlabel="ms an image, median")
-    right.barh(names, [timing["ram_mb"] or 0 for timing in timings], color=COLOURS[2])
-    right.set(xlabel="RAM, MB", yticks=[])
-    for axes in (left, right):
+    upper.barh(names, [timing["latency_ms"]["p50"] for timing in timings], color=COLOURS[0])
+    upper.set(xlabel="ms an image, median")
+    lower.barh(names, [timing["ram_mb"] or 0 for timing in timings], color=COLOURS[2])
+    lower.set(xlabel="RAM, MB")
+    for axes in (upper, lower):
         axes.invert_yaxis()
     return _svg(figure)
 
@@ -87,15 +89,14 @@ def histogram(images: Sequence[Any]) -> Tuple[str, Dict[str, Any]]:
     good = [image.score for image in images if not image.sample.is_defect]
     defect = [image.score for image in images if image.sample.is_defect]
     scores = good + defect + [images[0].threshold]
-    is_log = min(scores) > 0 and max(scores) > LONG_TAIL * float(np.median(scores))
+    is_log = min(scores) > 0 and max(scores) > LONG_TAIL * images[0].threshold
     onto, back = (np.log, np.exp) if is_log else (np.positive, np.positive)
     low, high = onto(min(scores)), onto(max(scores))
     room = (high - low or 1.0) * 0.02
     edges = back(np.linspace(low - room, high + room, BARS + 1))
     low, high = float(edges[0]), float(edges[-1])
     figure, axes = _axes(1, 1, (5.0, 2.2), layout=None)
-    axes.hist(good, edges, color=GOOD, alpha=0.8, label="good")
-    axes.hist(defect, edges, color=DEFECT, alpha=0.8, label="defects")
+    axes.hist([good, defect], edges, stacked=True, color=[GOOD, DEFECT], label=["good", "defects"])
     axes.set(xlim=(low, high), xscale="log" if is_log else "linear", xlabel="score", ylabel="images")
     axes.legend(**LEGEND)
     figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=BOTTOM, top=TOP)

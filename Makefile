@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/uad demo --out demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(IN_PARALLEL)
+	$(BIN)/python -m pytest $(IN_PARALLEL) --durations 30
 
 jetson: .venv-jetson/installed
 	.venv-jetson/bin/python --version

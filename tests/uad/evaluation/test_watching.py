@@ -226,15 +226,19 @@ def test_where_the_system_watches_no_more_the_folder_is_looked_at(
     assert arrivals.take() == arrivals.take() == {str(path)}
 
 
-def test_judged_photographs_move_and_none_is_overwritten(
-    watched: Callable[..., list[Decision]], tmp_path: Path
+def test_judged_photographs_move_and_none_is_overwritten_and_what_cannot_be_read_stays(
+    watched: Callable[..., list[Decision]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watching, "PATIENCE", 0.1)
     decisions = watched(move_to=tmp_path / "done")
     for count in (1, 2):
         save(noise(count), tmp_path / "line" / "a" / "0.png")
         wait_for(lambda count=count: len(decisions) == count)  # type: ignore[misc]
+    (tmp_path / "line" / "a" / "broken.png").write_bytes(b"no image")
+    wait_for(lambda: len(decisions) == 3)
+    time.sleep(0.2)
     assert sorted(path.name for path in (tmp_path / "done" / "a").iterdir()) == ["0-1.png", "0.png"]
-    assert not list((tmp_path / "line" / "a").iterdir())
+    assert [path.name for path in (tmp_path / "line" / "a").iterdir()] == ["broken.png"]
 
 
 def test_the_heartbeat_says_what_goes_on(

@@ -97,8 +97,8 @@ def test_the_commands_of_a_page_run_one_after_the_other(
         if "--ckpt" not in command:
             small += ["--model.weights", "none"]
         if command[0] != "fit":
-            layer_by_layer = "--explain" in command or "auto" in command
-            small = ["--runtime", "onnxruntime"] if layer_by_layer else []  # which loads each graph in a tenth of the time
+            many_graphs = "--explain" in command or "auto" in command
+            small = ["--runtime", "onnxruntime"] if many_graphs else []  # it loads each in a tenth of the time
         assert cli.main([*command, *small]) == 0, command
     assert Path("RESULTS/predictions.csv").is_file()
 

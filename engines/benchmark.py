@@ -310,7 +310,7 @@ def _judge(engine: engines.Engine, photographs: Sequence[str], seconds: float) -
     while taken < len(photographs) or time.perf_counter() < end:
         paths = [photographs[(taken + index) % len(photographs)] for index in range(engine.batch)]
         start = time.perf_counter()
-        found = engine.infer(np.stack([read_resized(path, size)[0] for path in paths]), paths)
+        found = engine.infer(np.stack([read_resized(path, [size])[0] for path in paths]), paths)
         for score in found.score:
             is_defect(float(score), threshold)
         measured.append(1000.0 * (time.perf_counter() - start))

@@ -4,7 +4,7 @@ import contextlib
 import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -51,11 +51,10 @@ def read_image(path: Union[str, Path], faint: bool = False, depth: int = 16) -> 
         return turned(_pixels_of(image, path, faint, depth), _orientation_of(image))
 
 
-def read_resized(path: Union[str, Path], size: Tuple[int, int], depth: int = 16) -> Tuple[np.ndarray, Tuple[int, int]]:
-    """The same as `resize(read_image(path, depth=depth), size)`, in less time and memory for most files.
+def read_resized(path: Union[str, Path], sizes: Sequence[Tuple[int, int]], depth: int = 16) -> List[np.ndarray]:
+    """The same as `resize(read_image(path, depth=depth), size)` for each of some sizes, from one decoding.
 
-    Returns:
-        The image, and the (height, width) that it had.
+    No copy of the whole image is made for most files, and of large images only one is in memory at a time.
 
     Raises:
         ImageFileError: as `read_image`.
@@ -63,9 +62,24 @@ def read_resized(path: Union[str, Path], size: Tuple[int, int], depth: int = 16)
     with _opened(path) as image, _decoding(image.size):
         turn = _orientation_of(image)
         if turn == 1 and image.mode in ("L", "RGB") and "transparency" not in image.info:
-            return _resized(image, size), (image.size[1], image.size[0])
+            return [_resized(image, size) for size in sizes]
         pixels = turned(_pixels_of(image, path, faint=False, depth=depth), turn)
-        return resize(pixels, size), (pixels.shape[0], pixels.shape[1])
+        return [resize(pixels, size) for size in sizes]
+
+
+def size_of(path: Union[str, Path]) -> Tuple[int, int]:
+    """(H, W) of an image file, from its header.
+
+    Raises:
+        ImageFileError: as `read_image`, but for what only decoding shows.
+    """
+    with _opened(path) as image:
+        return _size_of(image)
+
+
+def _size_of(image: "PIL.Image.Image") -> Tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation_of(image) < 5 else (width, height)
 
 
 def check_image(path: Union[str, Path], depth: int = 16) -> Tuple[int, int]:
@@ -77,8 +91,7 @@ def check_image(path: Union[str, Path], depth: int = 16) -> Tuple[int, int]:
     with _opened(path) as image, _decoding(image.size):
         for _ in _rgb_bands(image, path, faint=False, depth=depth):
             pass
-        width, height = image.size
-        return (height, width) if _orientation_of(image) < 5 else (width, height)
+        return _size_of(image)
 
 
 @contextlib.contextmanager

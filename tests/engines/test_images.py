@@ -24,6 +24,7 @@ from engines.images import (
     read_image,
     read_resized,
     resize,
+    size_of,
     turned,
 )
 
@@ -224,10 +225,11 @@ def test_an_image_that_is_resized_as_it_is_read_is_the_same(mode: str, tmp_path:
     else:
         image = image.convert(mode)
     path = saved(image, tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), **more)
-    for size in ((16, 20), (37, 50), (50, 37)):
-        small, was = read_resized(path, size)
+    sizes = ((16, 20), (37, 50), (50, 37))
+    for size, small in zip(sizes, read_resized(path, sizes)):
         np.testing.assert_array_equal(small, resize(read_image(path), size))
-        assert was == read_image(path).shape[:2] and small.shape == (*size, 3) and small.dtype == np.uint8
+        assert small.shape == (*size, 3) and small.dtype == np.uint8
+    assert size_of(path) == read_image(path).shape[:2]
 
 
 # Depths of 16-bit files -----------------------------------------------------------------------------------------------
@@ -255,7 +257,7 @@ def test_values_of_a_depth_fill_the_range(depth: int, tmp_path: Path) -> None:
     full = 2**depth - 1
     path = wide(tmp_path / "a.png", 0, full // 3, full)
     np.testing.assert_array_equal(read_image(path, depth=depth)[0, :, 0], [0, 85, 255])
-    assert read_resized(path, (1, 3), depth)[0][0, 2, 0] == 255
+    assert read_resized(path, [(1, 3)], depth)[0][0, 2, 0] == 255
 
 
 def test_twelve_bits_keep_their_greys(tmp_path: Path) -> None:

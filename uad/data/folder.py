@@ -200,7 +200,7 @@ def load_images(
 
     def load(index: int) -> None:
         sample = samples[index]
-        images[index] = read_resized(sample.path, size, sample.depth)[0]
+        images[index] = read_resized(sample.path, [size], sample.depth)[0]
         progress()
 
     _for_all(range(len(samples)), load)

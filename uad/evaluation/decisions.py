@@ -19,10 +19,10 @@ import numpy as np
 from engines import Engine
 from engines.cpu import cpu_count
 from engines.errors import Doubt, ImageFileError, OutputError
-from engines.images import read_image, read_resized, resize
+from engines.images import read_resized, size_of
 from engines.metadata import is_defect
 from uad.evaluation.evaluate import enlarge
-from uad.evaluation.overlays import overlay, overlay_path, reduced, write_picture
+from uad.evaluation.overlays import overlay, overlay_path, shown_size, write_picture
 from uad.evaluation.predictions import DEFECT, GOOD, UNREADABLE, Decision, Region
 
 AHEAD = 4  # photographs that threads may take while an earlier one takes long
@@ -87,14 +87,11 @@ def decide(
 def _see(engine: Engine, path: Path, class_name: Optional[str], is_drawn: bool) -> _Seen:
     """Read a photograph once, and keep of it what is needed."""
     seen = _Seen(path, class_name, time.perf_counter())
-    depth = engine.info.depth_of(class_name)
     try:
-        if is_drawn:
-            photograph = read_image(path, depth=depth)
-            seen.size = photograph.shape[0], photograph.shape[1]
-            seen.small, seen.shown = resize(photograph, engine.info.size), reduced(photograph)
-        else:
-            seen.small, seen.size = read_resized(path, engine.info.size, depth)
+        seen.size = size_of(path)
+        sizes = [engine.info.size, shown_size(seen.size)] if is_drawn else [engine.info.size]
+        seen.small, *shown = read_resized(path, sizes, engine.info.depth_of(class_name))
+        seen.shown = shown[0] if shown else None
     except ImageFileError as error:
         seen.error = str(error)
     return seen

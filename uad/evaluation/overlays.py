@@ -4,11 +4,11 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Tuple
 
 import numpy as np
 
 from engines.files import make_folder, replacing
-from engines.images import resize
 from uad.data.files import RESULTS
 from uad.evaluation.evaluate import enlarge
 
@@ -60,11 +60,11 @@ def _outline(region: np.ndarray, thick: int) -> np.ndarray:
     return outline
 
 
-def reduced(photograph: np.ndarray) -> np.ndarray:
-    """A photograph of at most `SHOWN` pixels, and at most `SIDE` high and wide."""
-    height, width = photograph.shape[:2]
-    scale = min((SHOWN / (height * width)) ** 0.5, SIDE / max(height, width))
-    return photograph if scale >= 1 else resize(photograph, (max(1, int(height * scale)), max(1, int(width * scale))))
+def shown_size(size: Tuple[int, int]) -> Tuple[int, int]:
+    """(height, width) at which a photograph of that size is drawn: at most `SHOWN` pixels, each side at most `SIDE`."""
+    height, width = size
+    scale = min(1.0, (SHOWN / (height * width)) ** 0.5, SIDE / max(height, width))
+    return max(1, int(height * scale)), max(1, int(width * scale))
 
 
 def overlay_path(folder: Path, photograph: Path) -> Path:

@@ -1,6 +1,7 @@
 """Image files to RGB uint8 arrays, the one way that training, calibration and every engine share."""
 
 import contextlib
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -18,6 +19,10 @@ DEPTHS = (10, 12, 14, 16)  # of cameras that write 16-bit files
 MEGAPIXELS = 120.0  # of the largest image that is decoded, which takes about 1.1 GB; `allow` raises it
 LARGE = 2**24  # pixels: of larger images only one is decoded at a time
 RESIZE_RULE = "bilinear with antialiasing (Pillow), aspect ratio not kept"
+
+# Blocks above 32 MB go back to the system when they are free; of smaller ones each thread would keep a large image's worth.
+# Pillow, 'Block allocator'; read when Pillow is imported.
+os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
 
 _allowed = MEGAPIXELS
 _one_large_image = threading.Lock()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import tracemalloc
 import warnings
@@ -28,6 +30,7 @@ from engines.images import (
     turned,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 GREY = np.array([[0, 1, 100], [128, 254, 255]], np.uint8)
 COLOURS = np.array(
     [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [200, 150, 100], [255, 255, 255]]], np.uint8
@@ -375,3 +378,27 @@ def test_one_large_image_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytes
     for thread in threads:
         thread.join()
     assert most > 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a process's memory")
+def test_threads_do_not_keep_the_memory_of_large_images(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (6000, 5000), (90, 120, 30)), tmp_path / "large.jpg")  # 120 MB in Pillow
+    script = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from engines.images import read_resized
+
+def peak():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+read_resized(sys.argv[2], [(64, 64)])
+before = peak()
+with ThreadPoolExecutor(4) as threads:
+    list(threads.map(lambda _: read_resized(sys.argv[1], [(64, 64)]), range(12)))
+print(peak() - before)
+"""
+    small = saved(Image.new("RGB", (8, 8)), tmp_path / "small.jpg")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), str(small)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert float(done.stdout) < 200

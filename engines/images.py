@@ -20,7 +20,7 @@ MEGAPIXELS = 120.0  # of the largest image that is decoded, which takes about 1.
 LARGE = 2**24  # pixels: of larger images only one is decoded at a time
 RESIZE_RULE = "bilinear with antialiasing (Pillow), aspect ratio not kept"
 
-# Blocks above 32 MB go back to the system when they are free; of smaller ones each thread would keep a large image's worth.
+# Blocks above 32 MB go back to the system when they are free; of smaller ones each thread keeps a large image's worth.
 # Pillow, 'Block allocator'; read when Pillow is imported.
 os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
 

@@ -103,7 +103,8 @@ def cluster(address: str) -> Iterator[Any]:
             socket.create_connection((host, int(port)), REACHED).close()
         ray.init(address=address, logging_level=logging.ERROR, **own)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--ray {address}: no Ray cluster there ({error})") from error
+        token = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
+        raise UserError(f"--ray {address}: no Ray cluster there ({error}){token}") from error
     try:
         yield ray
     finally:

@@ -22,6 +22,7 @@ def test_a_few_steps_on_real_images_reach_int8(tmp_path: Path) -> None:
     run = tmp_path / "run"
     weights = str(Path(str(WEIGHTS)) / "mobilenet_v2-imagenet.pth")
     settings = ["--model.backbone", "mobilenet_v2", "--model.weights", weights, "--trainer.max_epochs", "4"]
+    settings += ["--data.image_size", "128"]
     assert cli.main(["fit", "--data.root", str(root), "--data.batch_size", "8", "--out", str(run), *settings]) == 0
     for precision in ("fp32", "int8"):
         export = ["export", str(run / "model.ckpt"), "--precision", precision, "--out", str(run / f"{precision}.onnx")]

@@ -90,7 +90,8 @@ def histogram(images: Sequence[Any]) -> Tuple[str, Dict[str, Any]]:
     defect = [image.score for image in images if image.sample.is_defect]
     scores = good + defect + [images[0].threshold]
     is_log = min(scores) > 0 and max(scores) > LONG_TAIL * images[0].threshold
-    onto, back = (np.log, np.exp) if is_log else (np.positive, np.positive)
+    onto: Any = np.log if is_log else np.positive
+    back: Any = np.exp if is_log else np.positive
     low, high = onto(min(scores)), onto(max(scores))
     room = (high - low or 1.0) * 0.02
     edges = back(np.linspace(low - room, high + room, BARS + 1))

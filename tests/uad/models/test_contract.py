@@ -46,7 +46,8 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "int8": 0.6}
 SETTINGS: dict[str, dict[str, Any]] = {
     name: {"backbone": "efficientnet_lite0", "weights": "imagenet"} for name in MODELS
 }
-SETTINGS["efficient_ad"] = SETTINGS["uninformed_students"] = {"weights": "none"}
+SETTINGS["efficient_ad"] = {"weights": "none"}
+SETTINGS["uninformed_students"] = {"weights": "none", "network": "patch17"}
 FRESH = "import sys; from uad.training.torch_engine import TorchEngine; print(TorchEngine(sys.argv[1]).info.precision)"
 
 

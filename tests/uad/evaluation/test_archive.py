@@ -142,7 +142,7 @@ def test_a_call_that_is_killed_goes_on_where_it_was(model: Path, tmp_path: Path)
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while not list(out.glob("predictions/part-*.parquet")):
             assert process.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
             time.sleep(0.01)
@@ -150,7 +150,7 @@ def test_a_call_that_is_killed_goes_on_where_it_was(model: Path, tmp_path: Path)
         process.wait()
     kept = rows(out)
     assert 0 < len(kept) < 40
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=480)
     assert done.returncode == 0 and done.stdout.startswith("40 images"), done.stderr
     found = rows(out)
     assert sorted(row["image"] for row in found) == sorted(str(path) for path in images.rglob("*.png"))

@@ -213,6 +213,14 @@ def test_a_video_and_a_pipe_get_a_hint(tmp_path: Path) -> None:
         find_images([tmp_path / "pipe.png"])
 
 
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((300, 400), (300, 400)), ((4000, 4000), (2000, 2000)), ((50, 64_000), (25, 32_000)), ((1, 99_000), (1, 32_000))],
+)
+def test_a_photograph_is_drawn_at_a_size_that_a_file_can_have(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    assert overlays.shown_size(size) == shown
+
+
 def test_the_overlay_of_a_large_photograph_is_reduced(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from commands import command
 from machine import footer, machine
 
+from engines.benchmark import memory_of
 from engines.files import write_json, write_text
 from uad.evaluation.predictions import ROWS, read_predictions
 from uad.tables import markdown
@@ -75,7 +76,8 @@ def called(options: argparse.Namespace, overlays: str) -> "dict[str, Any]":
     process = predict(options, out, "--overlays", overlays)
     peak = 0.0
     while process.poll() is None:
-        peak = max(peak, _peak_mb(process.pid))
+        # What `wait4` tells counts what the parent held as the process was started.
+        peak = max(peak, memory_of(process.pid)["ram_peak_mb"] or 0.0)
         time.sleep(0.05)
     seconds = time.perf_counter() - begun
     rows = read_predictions(out / ROWS)
@@ -87,12 +89,6 @@ def called(options: argparse.Namespace, overlays: str) -> "dict[str, Any]":
         "start_s": seconds - _judging_seconds(out),
         "peak_mb": peak,
     }
-
-
-def _peak_mb(process: int) -> float:
-    """The most that a process held, by itself: what `wait4` tells counts what its parent held as it was started."""
-    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6 if "VmHWM:" in status else 0.0
 
 
 def _judging_seconds(out: Path) -> float:

@@ -22,6 +22,7 @@ import numpy as np
 from machine import footer, machine
 from photographs import UAD
 
+from engines.benchmark import memory_of
 from engines.files import write_json, write_text
 from uad.data.files import images_below
 from uad.evaluation.predictions import ROWS, read_predictions
@@ -102,8 +103,7 @@ def _slowly(path: Path, content: bytes, arrived: "dict[str, tuple[str, float]]")
 
 def _note_memory(process: int, memory: "list[float]", stop: threading.Event) -> None:
     while not stop.wait(1.0):
-        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-        memory.append(int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e6)
+        memory.append(memory_of(process)["ram_mb"] or 0.0)
 
 
 def _note_lines(rows: Path, seen: "dict[str, float]", stop: threading.Event) -> None:

@@ -30,7 +30,7 @@ __all__ = [
 class Runtime(NamedTuple):
     """What runs model files."""
 
-    engine: str  # "module:Class", made as Class(path, info, batch=, threads=), on a CPU with lanes= too
+    engine: str  # "module:Class", made as Class(path, info, batch=, threads=, lanes=)
     suffix: str  # of the files that it runs
     packages: Tuple[str, ...]  # that must be installed; each is imported by its own name
 
@@ -94,8 +94,7 @@ def load(
     info = read_info(path)
     module_name, class_name = RUNTIMES[name].engine.split(":")
     engine_class = getattr(importlib.import_module(module_name), class_name)
-    beside = {"lanes": lanes} if suffix == ".onnx" else {}
-    engine: Engine = engine_class(str(path), info, batch=batch, threads=threads, **beside)
+    engine: Engine = engine_class(str(path), info, batch=batch, threads=threads, lanes=lanes)
     return engine
 
 

@@ -20,7 +20,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, Optional, Sequence
+from typing import IO, Any, Callable, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
@@ -262,7 +262,7 @@ def serve(load: Callable[[], engines.Engine], threads: Optional[int]) -> None:
     while True:
         order = orders.get().split(maxsplit=1)
         if order[0] == "memory":
-            answer(_memory())
+            answer(memory_of())
         elif order[0] == "judge":
             seconds, *photographs = json.loads(order[1])
             try:
@@ -318,14 +318,15 @@ def _judge(engine: engines.Engine, photographs: Sequence[str], seconds: float) -
     return measured
 
 
-def _memory() -> Dict[str, Optional[float]]:
-    """Resident memory of this process from Linux's /proc/self/status; its peak counts from the program's start."""
+def memory_of(process: Union[int, str] = "self") -> Dict[str, Optional[float]]:
+    """Resident memory of a process, where Linux tells it in /proc; its peak counts from the program's start."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text()
     except OSError:
-        return {"ram_mb": None, "ram_peak_mb": None}
+        status = ""
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.startswith("Vm")}
-    return {"ram_mb": kilobytes["VmRSS"] * 1024 / 1e6, "ram_peak_mb": kilobytes["VmHWM"] * 1024 / 1e6}
+    wanted = {"ram_mb": kilobytes.get("VmRSS"), "ram_peak_mb": kilobytes.get("VmHWM")}
+    return {key: None if value is None else value * 1024 / 1e6 for key, value in wanted.items()}
 
 
 def main(arguments: Sequence[str]) -> None:

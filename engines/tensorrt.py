@@ -111,9 +111,9 @@ class TensorRtEngine(Engine):
     arithmetic = "f32"
 
     def __init__(
-        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None
+        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None, lanes: int = 1
     ) -> None:
-        """Load a plan; `threads` does not matter to a GPU.
+        """Load a plan; `threads` and `lanes` do not matter to a GPU, which has one lane.
 
         Raises:
             ModelFileError: the plan is damaged, of another TensorRT or GPU, or does not take so many images at once.

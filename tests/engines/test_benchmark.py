@@ -334,7 +334,7 @@ def test_memory_is_unknown_where_no_one_tells(monkeypatch: pytest.MonkeyPatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", absent)
-        memory = bench._memory()
+        memory = bench.memory_of()
     assert memory == {"ram_mb": None, "ram_peak_mb": None}
     report = {**dict.fromkeys(KEYS, 1.0), "model": "m", "runtime": "r", "precision": "fp32", **memory}
     report.update(summarize([{"latency": 1.0}], 1), device_mem_mb=None, together=False, photograph_ms=None)

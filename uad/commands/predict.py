@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
@@ -96,7 +97,6 @@ def predict(options: PredictOptions) -> "List[Decision]":
     """
     from uad.evaluation.decisions import decide
     from uad.evaluation.inputs import find_photographs
-    from uad.evaluation.overlays import overlay_folder
     from uad.evaluation.predictions import Predictions
     from uad.progress import progress
 
@@ -109,7 +109,7 @@ def predict(options: PredictOptions) -> "List[Decision]":
         with Predictions(options.out, options.model, options.resume) as written, progress(
             "Judging", len(photographs)
         ) as step:
-            folder = None if options.overlays == "none" else overlay_folder(options.out, keep=options.resume)
+            folder = _overlays(options, keep=options.resume)
             decisions = dict(written.before)
             missing = {path: name for path, name in photographs.items() if str(path) not in decisions}
             for _ in range(len(photographs) - len(missing)):
@@ -135,9 +135,7 @@ def archive(options: PredictOptions) -> Dict[str, int]:
     """
     from uad.evaluation.archive import Work, cluster, judge_archive
     from uad.evaluation.inputs import find_photographs
-    from uad.evaluation.overlays import overlay_folder
     from uad.evaluation.parts import Parts
-    from uad.evaluation.predictions import digest_of
     from uad.open import info_of
     from uad.progress import progress
 
@@ -160,13 +158,13 @@ def archive(options: PredictOptions) -> Dict[str, int]:
             for _ in range(len(table)):
                 step()
 
-        folder = None if options.overlays == "none" else overlay_folder(options.out, keep=options.resume).absolute()
+        folder = _overlays(options, keep=options.resume)
         work = Work(
             str(options.model.absolute()),
-            digest_of(options.model),
+            parts.digest,
             options.runtime,
             options.threads or 1,
-            None if folder is None else str(folder),
+            None if folder is None else str(folder.absolute()),
             options.overlays == "defects",
             options.max_megapixels,
         )
@@ -190,7 +188,6 @@ def watch(
     Raises:
         UserError: the model, a class or the output cannot serve.
     """
-    from uad.evaluation.overlays import overlay_folder
     from uad.evaluation.predictions import Predictions
     from uad.evaluation.watching import Watch
     from uad.evaluation.watching import watch as keep_watching
@@ -200,7 +197,7 @@ def watch(
     with _opened(options) as engine:
         _check_class(options.class_name, engine.info)
         with Predictions(options.out, options.model, resume=True, reading=False) as written:
-            folder = None if options.overlays == "none" else overlay_folder(options.out, keep=True)
+            folder = _overlays(options, keep=True)
             only_defects = options.overlays == "defects"
             what = Watch(options.watch, options.out, folder, only_defects, options.class_name, options.move_to)
             return keep_watching(engine, what, written, stop, judged)
@@ -213,6 +210,13 @@ def _opened(options: PredictOptions) -> "Engine":
 
     lanes = min(options.threads or cpu_count(), MOST_LANES)
     return open_engine(options.model, options.runtime, threads=options.threads, lanes=lanes)
+
+
+def _overlays(options: PredictOptions, keep: bool) -> Optional[Path]:
+    """Where overlays go, if any are drawn; see `overlay_folder`."""
+    from uad.evaluation.overlays import overlay_folder
+
+    return None if options.overlays == "none" else overlay_folder(options.out, keep)
 
 
 def _check_class(name: Optional[str], info: "ModelInfo") -> None:
@@ -233,7 +237,7 @@ def _inputs(given: Sequence[Path]) -> List[Path]:
 
 def main(arguments: Sequence[str]) -> int:
     """Judge, and print a summary; returns 1 if a photograph could not be read, or 0."""
-    from uad.evaluation.predictions import DEFECT, TABLE
+    from uad.evaluation.predictions import TABLE
 
     options = parse(PredictOptions, arguments, "predict")
     if options.watch is not None:
@@ -244,10 +248,8 @@ def main(arguments: Sequence[str]) -> int:
     decisions = predict(options)
     seconds = time.perf_counter() - begun
     unreadable = [decision for decision in decisions if decision.error]
-    defects = sum(decision.decision == DEFECT for decision in decisions)
     slowest = max(decisions, key=lambda decision: decision.seconds)
-    said = f", {len(unreadable)} that cannot be read" if unreadable else ""
-    print(f"{len(decisions)} images, {defects} with a defect{said}: see {options.out / TABLE}")
+    _print_counts(Counter(decision.decision for decision in decisions), options.out / TABLE)
     print(f"{len(decisions) / seconds:.1f} a second, loading included")
     print(f"the slowest took {slowest.seconds:.2f} s: {slowest.image}")
     for decision in unreadable[:5]:
@@ -258,15 +260,23 @@ def main(arguments: Sequence[str]) -> int:
 def _archive(options: PredictOptions) -> int:
     """Judge with Ray, and print a summary."""
     from uad.evaluation.parts import FOLDER
-    from uad.evaluation.predictions import DEFECT, UNREADABLE
+    from uad.evaluation.predictions import UNREADABLE
 
     begun = time.perf_counter()
     counts = archive(options)
-    seconds, unreadable = time.perf_counter() - begun, counts.get(UNREADABLE, 0)
-    said = f", {unreadable} that cannot be read" if unreadable else ""
-    print(f"{sum(counts.values())} images, {counts.get(DEFECT, 0)} with a defect{said}: see {options.out / FOLDER}")
+    seconds = time.perf_counter() - begun
+    _print_counts(counts, options.out / FOLDER)
     print(f"in {seconds:.1f} s, the start of Ray and of the workers included")
-    return 1 if unreadable else 0
+    return 1 if counts.get(UNREADABLE) else 0
+
+
+def _print_counts(counts: Dict[str, int], where: Path) -> None:
+    """Print how many photographs there are of each decision, and where they stand."""
+    from uad.evaluation.predictions import DEFECT, UNREADABLE
+
+    unreadable = counts.get(UNREADABLE, 0)
+    said = f", {unreadable} that cannot be read" if unreadable else ""
+    print(f"{sum(counts.values())} images, {counts.get(DEFECT, 0)} with a defect{said}: see {where}")
 
 
 def _watch(options: PredictOptions) -> int:

@@ -52,7 +52,11 @@ def _sayable(value: object) -> object:
 
 
 class Parts:
-    """The parts of a folder, to be added to. Use as a context manager."""
+    """The parts of a folder, to be added to. Use as a context manager.
+
+    Attributes:
+        digest: of the model file, see `digest_of`.
+    """
 
     def __init__(self, out: Path, model: Path, resume: bool) -> None:
         """Begin anew, or go on with what is there, but for rows of what could not be read.
@@ -63,7 +67,8 @@ class Parts:
             UserError: what is there is of another model, or damaged.
         """
         self._folder = make_folder(out / FOLDER)
-        self._schema = schema().with_metadata({MODEL: digest_of(model)})
+        self.digest = digest_of(model)
+        self._schema = schema().with_metadata({MODEL: self.digest})
         self._judged: Set[str] = set()
         self._waiting: List[pyarrow.Table] = []
         self._since = time.monotonic()

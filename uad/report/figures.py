@@ -16,9 +16,7 @@ LEGEND: Any = {"fontsize": "small", "frameon": False, "labelcolor": TEXT}
 MAX_FPR = 0.3  # to which AUPRO goes
 BARS = 40  # of a histogram
 LEFT, RIGHT, BOTTOM, TOP = 0.12, 0.97, 0.2, 0.96  # of the axes of a histogram, parts of the figure
-LONG_TAIL = (
-    8  # times the threshold; a histogram with scores beyond has a logarithmic axis, on which good ones have room
-)
+LONG_TAIL = 8  # times the threshold: a histogram with scores beyond it has a logarithmic axis
 
 
 def roc(judged: Judged) -> Optional[str]:

@@ -188,7 +188,7 @@ def test_what_a_worker_raises_is_one_line(
     two_workers: None, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     images = photographs(tmp_path / "images", 2)
-    monkeypatch.setattr("uad.evaluation.predictions.digest_of", lambda model: "of another file")
+    monkeypatch.setattr("uad.evaluation.parts.digest_of", lambda model: "of another file")
     arguments = [str(model), str(images), "--out", str(tmp_path / "out"), "--ray", "local"]
     assert cli.main(["predict", *arguments]) == 2
     error = capsys.readouterr().err.splitlines()[-1]

@@ -5,8 +5,11 @@ Needs numpy alone; a runtime is imported when it is chosen.
 
 import importlib
 import importlib.util
+import threading
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple, Union
+
+import numpy as np
 
 from engines import plan_file
 from engines.base import Engine, Prediction
@@ -41,6 +44,10 @@ RUNTIMES: Dict[str, Runtime] = {
     "onnxruntime": Runtime("engines.onnxruntime:OnnxRuntimeEngine", ".onnx", ("onnxruntime",)),
     "tensorrt": Runtime("engines.tensorrt:TensorRtEngine", plan_file.SUFFIX, ("tensorrt", "pycuda")),
 }
+
+# A runtime's first run builds tables inside it. OpenVINO's two threads that do so together wait for each other for ever
+# (the table behind `Type.to_dtype` calls Python while it is made), deaf to signals. So that run is made in one thread.
+_first_run = threading.Lock()
 
 
 def missing(runtime: str) -> List[str]:
@@ -95,6 +102,8 @@ def load(
     module_name, class_name = RUNTIMES[name].engine.split(":")
     engine_class = getattr(importlib.import_module(module_name), class_name)
     engine: Engine = engine_class(str(path), info, batch=batch, threads=threads, lanes=lanes)
+    with _first_run:
+        engine.run(np.zeros((engine.batch, info.height, info.width, 3), np.uint8))
     return engine
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.machinery
 import importlib.util
 import platform
@@ -105,6 +106,24 @@ def test_int8_is_close_to_the_onnx_reference(runtime: str, backbone: str, tmp_pa
     # What INT8 does to the map is there: an engine that ignores Q/DQ would be as far off as that. Ties of rounding move
     # single values by a step, and the layers behind make more of it.
     assert distance(found, expected) < 0.3 * distance(plain, expected)
+
+
+@every_runtime
+def test_a_loaded_engine_has_run_once_in_one_thread(
+    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first run of OpenVINO in two threads at once never ends: see test_first_run.py.
+    module_name, class_name = engines.RUNTIMES[runtime].engine.split(":")
+    engine_class = getattr(importlib.import_module(module_name), class_name)
+    run, runs = engine_class.run, []
+
+    def noted(engine: engines.Engine, images: np.ndarray) -> engines.Prediction:
+        runs.append((images.shape, engines._first_run.locked()))
+        return run(engine, images)
+
+    monkeypatch.setattr(engine_class, "run", noted)
+    engines.load(made_for(runtime, tmp_path), runtime, batch=2).close()
+    assert runs == [((2, SIZE, SIZE, 3), True)]
 
 
 def bright_and_positive() -> tuple[onnx.ModelProto, np.ndarray]:

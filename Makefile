@@ -5,11 +5,11 @@ IN_PARALLEL := --numprocesses auto --dist loadfile
 
 # What the Jetson runs: its Python where there is one, else this one, with its versions and without torch.
 PYTHON38 ?= $(firstword $(shell python3.8 -c "import sys; print(sys.executable)" 2>/dev/null) $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python) $(PYTHON))
-JETSON_TESTS := tests/engines tests/export tests/uad/commands tests/uad/evaluation tests/uad/data \
+JETSON_TESTS := tests/engines tests/export tests/uad/commands tests/uad/evaluation tests/uad/exporting tests/uad/judging tests/uad/data \
 	tests/uad/test_cli.py tests/uad/test_options.py tests/uad/test_progress.py tests/uad/test_tables.py
 
 # What runs on the Jetson, for the last mypy that knows Python 3.8, and for vermin, which knows its library.
-ON_JETSON := engines export uad/commands uad/evaluation uad/report uad/data/files.py uad/data/folder.py uad/data/calibration.py \
+ON_JETSON := engines export uad/commands uad/evaluation uad/exporting uad/judging uad/report uad/data/files.py uad/data/folder.py \
 	uad/data/defects.py uad/cli.py uad/errors.py uad/open.py uad/options.py uad/progress.py uad/tables.py
 
 .PHONY: demo test jetson check format

@@ -24,7 +24,7 @@ from machine import footer, machine
 
 from engines.benchmark import memory_of
 from engines.files import write_json, write_text
-from uad.evaluation.predictions import ROWS, read_predictions
+from uad.judging.predictions import ROWS, read_predictions
 from uad.tables import markdown
 
 UAD = [sys.executable, "-c", "import sys; from uad.cli import main; sys.exit(main(sys.argv[1:]))"]

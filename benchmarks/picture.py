@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 
 from uad.commands.demo import first_of_each
-from uad.evaluation.predictions import ROWS, read_predictions
-from uad.evaluation.sheet import contact_sheet
+from uad.judging.predictions import ROWS, read_predictions
+from uad.judging.sheet import contact_sheet
 
 SHOWN = (("gear", True), ("gear", False), ("board", False), ("fabric", False))  # class, whether the part is good
 

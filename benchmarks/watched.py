@@ -25,7 +25,7 @@ from photographs import UAD
 from engines.benchmark import memory_of
 from engines.files import write_json, write_text
 from uad.data.files import images_below
-from uad.evaluation.predictions import ROWS, read_predictions
+from uad.judging.predictions import ROWS, read_predictions
 from uad.tables import markdown
 
 RATE = 20  # a second

@@ -24,8 +24,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: their threads wou
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., tuple[Any, Any]]]:
     """Call it with a release, and TensorRT and pycuda seem to be installed: gives that `tensorrt`, and the GPU."""
-    from fake_cuda import Gpu
-    from fake_tensorrt import fake_modules
+    from fakes.cuda import Gpu
+    from fakes.tensorrt import fake_modules
 
     def install(release: str = "8.5.2", gpu: Gpu | None = None) -> tuple[Any, Gpu]:
         gpu = gpu or Gpu()

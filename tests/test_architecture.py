@@ -80,7 +80,7 @@ def test_models_know_nothing_of_training() -> None:
 
 def test_torch_stays_behind_its_wall() -> None:
     free = [name for name in modules() if not name.startswith(NEEDS_TORCH)]
-    assert "uad.commands.fit" in free and "uad.models" in free and "uad.data.calibration" in free
+    assert "uad.commands.fit" in free and "uad.models" in free and "uad.exporting.images" in free
     script = f"""
 import importlib, sys
 

@@ -1,4 +1,4 @@
-"""engines.tensorrt: how plans are run, on fakes of TensorRT and pycuda that move real bytes; see `fake_cuda`.
+"""engines.tensorrt: how plans are run, on fakes of TensorRT and pycuda that move real bytes; see `fakes.cuda`.
 
 That results are right is in `test_engines`, over which TensorRT is a third runtime.
 """
@@ -13,8 +13,8 @@ from typing import Any, Callable
 
 import numpy as np
 import pytest
-from fake_cuda import Error, Gpu, LogicError
-from fake_tensorrt import RELEASES
+from fakes.cuda import Error, Gpu, LogicError
+from fakes.tensorrt import RELEASES
 from graphs import build_tiny, random_images, runtime_outputs, tiny, tiny_info
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed")

@@ -1,4 +1,4 @@
-"""export.tensorrt: what each release of TensorRT is asked for, on a fake that knows what each has; see `fake_tensorrt`.
+"""export.tensorrt: what each release of TensorRT is asked for, on a fake that knows it; see `fakes.tensorrt`.
 
 Polygraphy itself runs. No plan that is built here runs on a GPU.
 """
@@ -15,8 +15,8 @@ from typing import Any, Callable
 import numpy as np
 import onnx
 import pytest
-from fake_cuda import Gpu
-from fake_tensorrt import API, RELEASES, number
+from fakes.cuda import Gpu
+from fakes.tensorrt.api import API, RELEASES, number
 from graphs import (
     build_tiny,
     node_of,

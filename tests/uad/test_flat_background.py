@@ -27,10 +27,10 @@ from export.readout import read_statistics, see, with_statistics  # noqa: E402
 from uad.commands.export import ExportOptions, export  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402
 from uad.data import folder  # noqa: E402
-from uad.data.calibration import calibration_images  # noqa: E402
 from uad.data.module import AnomalyData  # noqa: E402
 from uad.data.synthetic import PRODUCTS, draw_image  # noqa: E402
-from uad.evaluation.refit import Refit, choose_thresholds  # noqa: E402
+from uad.exporting.images import calibration_images  # noqa: E402
+from uad.exporting.refit import Refit, choose_thresholds  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training.fit import finish  # noqa: E402
 

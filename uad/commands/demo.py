@@ -17,7 +17,7 @@ from uad.options import about, parse, settle
 from uad.tables import markdown
 
 if TYPE_CHECKING:
-    from uad.evaluation.predictions import Decision
+    from uad.judging.predictions import Decision
 
 COMMANDS = {"fit": fit.main, "export": export.main, "test": test.main, "bench": bench.main}
 
@@ -51,7 +51,7 @@ def demo(options: DemoOptions) -> str:
     Raises:
         UserError: training or the teacher's weights are not installed, or the folder cannot be written to.
     """
-    from uad.evaluation.sheet import contact_sheet
+    from uad.judging.sheet import contact_sheet
 
     fit.require_training()
     out = make_folder(options.out)

@@ -159,8 +159,8 @@ def _processor() -> str:
 def _report(options: DoctorOptions, said: str) -> None:
     """Write what is said of this machine, and of a model on it."""
     from engines.benchmark import ROUNDS
-    from uad.evaluation.device_report import device_report, without_paths
     from uad.progress import progress
+    from uad.report.device_report import device_report, without_paths
 
     assert options.report is not None
     content: Dict[str, Any] = {"uad": _version("uad"), "doctor": without_paths(said.splitlines()), "model": None}

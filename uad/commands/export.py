@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from export.placement import Placement
     from export.quantize import QuantizationReport
     from export.tensorrt import PlanSettings
-    from uad.data.calibration import CalibrationImages
-    from uad.evaluation.float_layers import Choice
-    from uad.evaluation.refit import Refit
+    from uad.exporting.float_layers import Choice
+    from uad.exporting.images import CalibrationImages
+    from uad.exporting.refit import Refit
     from uad.training.checkpoint import Quantization
 
 MAX_DROP = 0.2
@@ -388,8 +388,8 @@ def _refuse_calibration(options: ExportOptions, why: str) -> None:
 def _half(source: Source, options: ExportOptions) -> Result:
     """The FP16 graph; with images, what passes its range on them stays in float32, and it is fitted to them."""
     from export.float16 import beyond_float16, to_float16
-    from uad.data.calibration import RANDOM_NORMAL
-    from uad.evaluation.refit import Refit
+    from uad.exporting.images import RANDOM_NORMAL
+    from uad.exporting.refit import Refit
     from uad.progress import counted, progress
 
     if options.calibration_data == RANDOM_NORMAL:
@@ -409,8 +409,8 @@ def _half(source: Source, options: ExportOptions) -> Result:
 
 
 def _images(source: Source, options: ExportOptions) -> "CalibrationImages":
-    from uad.data.calibration import calibration_images
-    from uad.evaluation.doubts import calibration_doubts
+    from uad.exporting.doubts import calibration_doubts
+    from uad.exporting.images import calibration_images
 
     assert options.calibration_data is not None
     images = calibration_images(
@@ -429,7 +429,7 @@ def _images(source: Source, options: ExportOptions) -> "CalibrationImages":
 def _fitted(result: Result, refit: "Refit", images: "CalibrationImages") -> Result:
     """A graph of another precision with the read-out and the thresholds that it needs."""
     from uad.evaluation.metrics import too_few
-    from uad.evaluation.refit import choose_thresholds, share_above
+    from uad.exporting.refit import choose_thresholds, share_above
     from uad.progress import progress
 
     with progress("Fitting the read-out again", refit.passes) as step:
@@ -451,7 +451,7 @@ def _fitted(result: Result, refit: "Refit", images: "CalibrationImages") -> Resu
 
 def _fitted_summary(refit: "Refit", images: "CalibrationImages", precision: str, chosen: Sequence[str]) -> str:
     """What the read-out and the thresholds rest on, and which classes keep those of the float model."""
-    from uad.evaluation.refit import FEWEST_IMAGES
+    from uad.exporting.refit import FEWEST_IMAGES
 
     classes = images.info.classes
     if refit.statistics is None:
@@ -472,14 +472,14 @@ def _post_training(source: Source, options: ExportOptions) -> Result:
     from export.placement import place
     from export.quantize import with_ranges, with_seven_bits
     from uad.data.folder import test_samples, with_depths
-    from uad.evaluation.float_layers import (
+    from uad.exporting.float_layers import (
         Comparison,
         check_labelled,
         choose_float_layers,
         good_for_agreement,
         most_trials,
     )
-    from uad.evaluation.refit import Refit
+    from uad.exporting.refit import Refit
     from uad.progress import progress
 
     is_auto = options.precision == "auto"
@@ -604,7 +604,7 @@ def _damage(
 ) -> Tuple[Dict[str, float], str]:
     """Layer -> dB, the worst first, and in words on which images."""
     from export.sensitivity import sensitivity
-    from uad.evaluation.refit import FEWEST_IMAGES, Refit
+    from uad.exporting.refit import FEWEST_IMAGES, Refit
     from uad.progress import progress
 
     refit = Refit(source.model, images, FEWEST_IMAGES)  # each layer is fitted to: more images would take long

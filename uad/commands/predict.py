@@ -16,7 +16,7 @@ from uad.options import about, above_zero, at_least, parse, positional, settle
 
 if TYPE_CHECKING:
     from engines import Engine, ModelInfo
-    from uad.evaluation.predictions import Decision
+    from uad.judging.predictions import Decision
 
 FROM_STDIN = Path("-")
 MOST_LANES = 4  # photographs that the model judges at a time
@@ -95,9 +95,9 @@ def predict(options: PredictOptions) -> "List[Decision]":
         UserError: the model, a class or the output cannot serve, there is no photograph, or with `options.strict` one
             that cannot be read.
     """
-    from uad.evaluation.decisions import decide
-    from uad.evaluation.inputs import find_photographs
-    from uad.evaluation.predictions import Predictions
+    from uad.judging.decisions import decide
+    from uad.judging.inputs import find_photographs
+    from uad.judging.predictions import Predictions
     from uad.progress import progress
 
     if options.watch is not None or options.ray is not None:
@@ -124,7 +124,7 @@ def predict(options: PredictOptions) -> "List[Decision]":
 
 
 def archive(options: PredictOptions) -> Dict[str, int]:
-    """Judge photographs on the Ray cluster `options.ray`; the rows go to Parquet files, see `uad.evaluation.parts`.
+    """Judge photographs on the Ray cluster `options.ray`; the rows go to Parquet files, see `uad.judging.parts`.
 
     Returns:
         How many rows there are of each decision, earlier calls with the same `out` included.
@@ -133,9 +133,9 @@ def archive(options: PredictOptions) -> Dict[str, int]:
         UserError: the model, a class, the cluster or the output cannot serve, there is no photograph, or with
             `options.strict` one that cannot be read.
     """
-    from uad.evaluation.archive import Work, cluster, judge_archive
-    from uad.evaluation.inputs import find_photographs
-    from uad.evaluation.parts import Parts
+    from uad.judging.archive import Work, cluster, judge_archive
+    from uad.judging.inputs import find_photographs
+    from uad.judging.parts import Parts
     from uad.open import info_of
     from uad.progress import progress
 
@@ -175,7 +175,7 @@ def archive(options: PredictOptions) -> Dict[str, int]:
 def watch(
     options: PredictOptions, stop: threading.Event, judged: "Callable[[Decision], object]" = lambda decision: None
 ) -> Dict[str, int]:
-    """Judge photographs of `options.watch` as they arrive; see `uad.evaluation.watching.watch`.
+    """Judge photographs of `options.watch` as they arrive; see `uad.judging.watching.watch`.
 
     Args:
         options: of which `watch` is a folder.
@@ -188,9 +188,9 @@ def watch(
     Raises:
         UserError: the model, a class or the output cannot serve.
     """
-    from uad.evaluation.predictions import Predictions
-    from uad.evaluation.watching import Watch
-    from uad.evaluation.watching import watch as keep_watching
+    from uad.judging.predictions import Predictions
+    from uad.judging.watching import Watch
+    from uad.judging.watching import watch as keep_watching
 
     assert options.watch is not None
     allow(options.max_megapixels)
@@ -214,7 +214,7 @@ def _opened(options: PredictOptions) -> "Engine":
 
 def _overlays(options: PredictOptions, keep: bool) -> Optional[Path]:
     """Where overlays go, if any are drawn; see `overlay_folder`."""
-    from uad.evaluation.overlays import overlay_folder
+    from uad.judging.overlays import overlay_folder
 
     return None if options.overlays == "none" else overlay_folder(options.out, keep)
 
@@ -237,7 +237,7 @@ def _inputs(given: Sequence[Path]) -> List[Path]:
 
 def main(arguments: Sequence[str]) -> int:
     """Judge, and print a summary; returns 1 if a photograph could not be read, or 0."""
-    from uad.evaluation.predictions import TABLE
+    from uad.judging.predictions import TABLE
 
     options = parse(PredictOptions, arguments, "predict")
     if options.watch is not None:
@@ -259,8 +259,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _archive(options: PredictOptions) -> int:
     """Judge with Ray, and print a summary."""
-    from uad.evaluation.parts import FOLDER
-    from uad.evaluation.predictions import UNREADABLE
+    from uad.judging.parts import FOLDER
+    from uad.judging.predictions import UNREADABLE
 
     begun = time.perf_counter()
     counts = archive(options)
@@ -272,7 +272,7 @@ def _archive(options: PredictOptions) -> int:
 
 def _print_counts(counts: Dict[str, int], where: Path) -> None:
     """Print how many photographs there are of each decision, and where they stand."""
-    from uad.evaluation.predictions import DEFECT, UNREADABLE
+    from uad.judging.predictions import DEFECT, UNREADABLE
 
     unreadable = counts.get(UNREADABLE, 0)
     said = f", {unreadable} that cannot be read" if unreadable else ""
@@ -281,7 +281,7 @@ def _print_counts(counts: Dict[str, int], where: Path) -> None:
 
 def _watch(options: PredictOptions) -> int:
     """Watch until Ctrl-C or SIGTERM, and print each defect."""
-    from uad.evaluation.predictions import DEFECT, TABLE
+    from uad.judging.predictions import DEFECT, TABLE
 
     def judged(decision: "Decision") -> None:
         if decision.decision == DEFECT or decision.error:

@@ -14,7 +14,7 @@ from engines.images import read_image, resize
 from engines.metadata import ModelInfo
 from uad.data.folder import Sample
 from uad.evaluation.evaluate import Evaluation, ScoredImage, evaluate
-from uad.evaluation.overlays import overlay
+from uad.judging.overlays import overlay
 from uad.open import open_engine, worker_command
 
 WORST = 4  # misses that are shown, and as many false alarms

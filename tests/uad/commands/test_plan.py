@@ -1,5 +1,5 @@
 """`uad export --out engine.plan`, `uad test`, `uad bench`, `uad predict` and `uad doctor` as on a device, each in a
-process of its own and without torch; TensorRT and pycuda are fakes, see `fake_site`.
+process of its own and without torch; TensorRT and pycuda are fakes, see `fakes.site`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Callable
 
 import numpy as np
 import pytest
-from fake_tensorrt import RELEASES
+from fakes.tensorrt import RELEASES
 from graphs import save_tiny, with_readout
 from image_folders import bolts_and_nuts
 
@@ -50,7 +50,7 @@ def uad(tmp_path: Path) -> Run:
     """Runs `uad` on a machine with a release of TensorRT, in an empty folder."""
 
     def run(*arguments: object, release: str = "8.5.2", gpu: str = "Xavier") -> subprocess.CompletedProcess[str]:
-        paths = [TESTS / "fake_site", TESTS, TESTS.parent]
+        paths = [TESTS / "fakes" / "site", TESTS, TESTS.parent]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, paths)))
         environment.update(FAKE_TENSORRT=release, FAKE_GPU=gpu, XDG_CACHE_HOME=str(tmp_path / "cache"))
         command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""uad.evaluation.refit: on which images the read-out and the thresholds of a deployed graph rest."""
+"""uad.exporting.refit: on which images the read-out and the thresholds of a deployed graph rest."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from engines.metadata import ModelInfo
 from export.calibrate import amax_percentile
 from export.quantize import observe
 from export.readout import read_statistics, see
-from uad.data.calibration import calibration_images
 from uad.data.folder import hold_out, load_images, train_samples
 from uad.evaluation.metrics import threshold_at
-from uad.evaluation.refit import Refit, choose_thresholds, share_above
+from uad.exporting.images import calibration_images
+from uad.exporting.refit import Refit, choose_thresholds, share_above
 
 SIZE = (16, 16)
 SPLIT = {"seed": 3, "held_out": 0.25, "images": {"bolt": 24, "nut": 24}}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Set, Type
 
 from engines.errors import RuntimeNotInstalled, UserError
 from engines.files import make_folder, replacing
-from uad.evaluation.predictions import HEADER, UNREADABLE, Decision, Region, digest_of
+from uad.judging.predictions import HEADER, UNREADABLE, Decision, Region, digest_of
 
 if TYPE_CHECKING:
     import pyarrow

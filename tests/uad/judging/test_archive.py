@@ -1,4 +1,4 @@
-"""uad.evaluation.archive on a real Ray cluster of this machine: each photograph has one row, whoever is killed."""
+"""uad.judging.archive on a real Ray cluster of this machine: each photograph has one row, whoever is killed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from image_folders import noise, save
 from engines.errors import UserError
 from uad import cli
 from uad.commands.predict import PredictOptions, archive, predict
-from uad.evaluation import archive as archive_module
-from uad.evaluation import parts as parts_module
-from uad.evaluation.archive import cluster
-from uad.evaluation.predictions import HEADER, Decision
+from uad.judging import archive as archive_module
+from uad.judging import parts as parts_module
+from uad.judging.archive import cluster
+from uad.judging.predictions import HEADER, Decision
 
 ROOT = Path(__file__).resolve().parents[3]
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -134,7 +134,7 @@ def workers() -> set[int]:
 def test_a_call_that_is_killed_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     images, out = large_photographs(tmp_path / "images", 40), tmp_path / "out"
     script = (
-        "import sys, uad.evaluation.archive as a, uad.evaluation.parts as p; a.BLOCK, p.ROWS = 2, 10\n"
+        "import sys, uad.judging.archive as a, uad.judging.parts as p; a.BLOCK, p.ROWS = 2, 10\n"
         "from uad.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = ["predict", str(model), str(images), "--out", str(out), "--ray", "local", "--overlays", "none"]
@@ -188,7 +188,7 @@ def test_what_a_worker_raises_is_one_line(
     two_workers: None, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     images = photographs(tmp_path / "images", 2)
-    monkeypatch.setattr("uad.evaluation.parts.digest_of", lambda model: "of another file")
+    monkeypatch.setattr("uad.judging.parts.digest_of", lambda model: "of another file")
     arguments = [str(model), str(images), "--out", str(tmp_path / "out"), "--ray", "local"]
     assert cli.main(["predict", *arguments]) == 2
     error = capsys.readouterr().err.splitlines()[-1]

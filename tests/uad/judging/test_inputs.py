@@ -1,4 +1,4 @@
-"""uad.evaluation.inputs: manifests. Folders and patterns are in test_decisions.py, as what is judged of them."""
+"""uad.judging.inputs: manifests. Folders and patterns are in test_decisions.py, as what is judged of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from image_folders import noise, save
 
 from engines.errors import UserError
 from uad.commands.predict import PredictOptions, predict
-from uad.evaluation.inputs import find_photographs
+from uad.judging.inputs import find_photographs
 
 CLASSES = ["bolt", "nut"]
 

@@ -1,4 +1,4 @@
-"""uad.evaluation.doubts: calibration that cannot be right is told, and what is right is not."""
+"""uad.exporting.doubts: calibration that cannot be right is told, and what is right is not."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from graphs import set_constant, tiny, tiny_info, with_readout
 from image_folders import make_class, noise, save
 
 from export.readout import Statistics, class_distances, fit, read_statistics, see, with_statistics
-from uad.data.calibration import RANDOM_NORMAL, calibration_images
 from uad.data.folder import load_images, train_samples
-from uad.evaluation.doubts import calibration_doubts
+from uad.exporting.doubts import calibration_doubts
+from uad.exporting.images import RANDOM_NORMAL, calibration_images
 
 SIZE = (16, 16)
 

@@ -15,9 +15,9 @@ import onnx
 from engines.metadata import ModelInfo, is_defect
 from export.quantize import observe
 from export.readout import Seen, read_statistics, refit, see, widen, with_statistics
-from uad.data.calibration import READOUT_IMAGES, CalibrationImages, first_of_each_class
 from uad.data.folder import Sample, each_image
 from uad.evaluation.metrics import threshold_at, thresholds_at
+from uad.exporting.images import READOUT_IMAGES, CalibrationImages, first_of_each_class
 from uad.progress import counted
 
 FEWEST_IMAGES = 8  # of a class, for its statistics to be corrected: fewer say little of a deviation

@@ -1,4 +1,4 @@
-"""uad.evaluation.float_layers: the search finds few layers, and agreement is what it says."""
+"""uad.exporting.float_layers: the search finds few layers, and agreement is what it says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from export.placement import place
 from export.quantize import collect_histograms, with_ranges
 from uad.data import folder
 from uad.data.defects import with_defects
-from uad.evaluation.float_layers import (
+from uad.evaluation.metrics import image_auroc, spearman
+from uad.exporting.float_layers import (
     FEWEST_IMAGES,
     MOST_IMAGES,
     MOST_TRIALS_BACK,
@@ -30,7 +31,6 @@ from uad.evaluation.float_layers import (
     good_for_agreement,
     most_trials,
 )
-from uad.evaluation.metrics import image_auroc, spearman
 
 LAYERS = [f"layer{index}" for index in range(50)]
 

@@ -22,8 +22,8 @@ from engines.errors import Doubt, ImageFileError, OutputError
 from engines.images import read_resized, size_of
 from engines.metadata import is_defect
 from uad.evaluation.evaluate import enlarge
-from uad.evaluation.overlays import overlay, overlay_path, shown_size, write_picture
-from uad.evaluation.predictions import DEFECT, GOOD, UNREADABLE, Decision, Region
+from uad.judging.overlays import overlay, overlay_path, shown_size, write_picture
+from uad.judging.predictions import DEFECT, GOOD, UNREADABLE, Decision, Region
 
 AHEAD = 4  # photographs that threads may take while an earlier one takes long
 MOST_THREADS = 8

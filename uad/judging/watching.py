@@ -26,9 +26,9 @@ from engines.errors import Doubt, OutputError
 from engines.files import make_folder, write_json
 from engines.images import SUFFIXES
 from uad.data.files import RESULTS, is_hidden, names_of_images
-from uad.evaluation.decisions import decide
-from uad.evaluation.inputs import class_of
-from uad.evaluation.predictions import UNREADABLE, Decision, Predictions
+from uad.judging.decisions import decide
+from uad.judging.inputs import class_of
+from uad.judging.predictions import UNREADABLE, Decision, Predictions
 
 EVERY = 0.2  # seconds between two looks at what changes
 SCAN = 60.0  # seconds between two looks at the whole folder, where the system tells of changes

@@ -1,4 +1,4 @@
-"""uad.evaluation.parts: rows of Parquet, each part whole or absent."""
+"""uad.judging.parts: rows of Parquet, each part whole or absent."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from engines.errors import UserError
-from uad.evaluation import parts as parts_module
-from uad.evaluation.parts import Parts, table_of
-from uad.evaluation.predictions import Decision, Region
+from uad.judging import parts as parts_module
+from uad.judging.parts import Parts, table_of
+from uad.judging.predictions import Decision, Region
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 

@@ -1,4 +1,4 @@
-"""uad.evaluation.watching: every photograph that arrives is judged once, whatever happens to the process."""
+"""uad.judging.watching: every photograph that arrives is judged once, whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from PIL import Image
 
 from engines.errors import Doubt, OutputError, UserError
 from uad.commands.predict import PredictOptions, watch
-from uad.evaluation import watching
-from uad.evaluation.predictions import Decision, read_predictions
-from uad.evaluation.watching import Arrivals, Journal
+from uad.judging import watching
+from uad.judging.predictions import Decision, read_predictions
+from uad.judging.watching import Arrivals, Journal
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Sequence
 
 from engines.files import replacing
-from uad.evaluation.predictions import Decision
+from uad.judging.predictions import Decision
 
 SIDE = 144  # of a photograph in the sheet, pixels
 CAPTION, GAP, FRAME = 22, 8, 3  # pixels
@@ -15,7 +15,7 @@ def contact_sheet(decisions: Sequence[Decision], path: Path, columns: int = 2) -
     """Write a PNG of the overlays of decisions, photograph and marked photograph, each with what was decided below.
 
     Args:
-        decisions: those that have an overlay; see `uad.evaluation.decisions.decide`.
+        decisions: those that have an overlay; see `uad.judging.decisions.decide`.
         path: of the PNG.
         columns: decisions in a row.
     """

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 
 from export.readout import class_distances
-from uad.data.calibration import CalibrationImages
 from uad.data.folder import draw, load_images
+from uad.exporting.images import CalibrationImages
 
 FEWEST = 8  # images: fewer do not show where the values of a channel end
 FLAT = 1.0  # grey levels of standard deviation, at most, of an image that shows nothing

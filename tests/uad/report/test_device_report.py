@@ -1,4 +1,4 @@
-"""uad.evaluation.device_report: what is the same everywhere, and what is left out."""
+"""uad.report.device_report: what is the same everywhere, and what is left out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uad.evaluation.device_report import IMAGES, drawn_images, without_paths
+from uad.report.device_report import IMAGES, drawn_images, without_paths
 
 
 def test_the_drawn_images_are_the_same_each_time_and_differ_from_each_other() -> None:

@@ -1,4 +1,4 @@
-"""uad.evaluation.decisions: which files are judged, and as which class."""
+"""uad.judging.decisions: which files are judged, and as which class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from PIL import Image
 import engines
 from engines.errors import Doubt, UserError
 from uad.commands.predict import PredictOptions, predict
-from uad.evaluation import decisions, overlays
-from uad.evaluation.decisions import AHEAD, MOST_THREADS, decide, regions_of
-from uad.evaluation.inputs import class_of, find_images
-from uad.evaluation.overlays import CONTOUR, overlay
-from uad.evaluation.predictions import Decision, Region, json_line, read_predictions
+from uad.judging import decisions, overlays
+from uad.judging.decisions import AHEAD, MOST_THREADS, decide, regions_of
+from uad.judging.inputs import class_of, find_images
+from uad.judging.overlays import CONTOUR, overlay
+from uad.judging.predictions import Decision, Region, json_line, read_predictions
 
 CLASSES = ["bolt", "nut"]
 
@@ -184,7 +184,7 @@ def test_an_overlay_that_cannot_be_written_is_a_line_and_the_rest_goes_on(
     def too_long(folder: Path, photograph: Path) -> Path:
         return folder / ("x" * 300 if photograph.stem == "1" else f"{photograph.stem}.png")
 
-    monkeypatch.setattr("uad.evaluation.decisions.overlay_path", too_long)
+    monkeypatch.setattr("uad.judging.decisions.overlay_path", too_long)
     with pytest.warns(Doubt, match="1.png has no overlay: .*File name too long"):
         judge(model, [tmp_path / f"{index}.png" for index in range(3)], tmp_path / "out")
     with open(tmp_path / "out" / "predictions.csv", newline="") as file:

@@ -1,7 +1,7 @@
 """An archive judged by many machines: Ray Data hands photographs to workers, each of which has an engine of its own.
 
 Photographs and the model lie at the same paths on every machine, and `uad` is installed on each. The rows come back to
-the process that asked, which keeps them (see `uad.evaluation.parts`). What a worker had when it died Ray gives to
+the process that asked, which keeps them (see `uad.judging.parts`). What a worker had when it died Ray gives to
 another, and its rows come once.
 
 Ray Data: https://docs.ray.io/en/latest/data/batch_inference.html
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional
 from engines import Engine, plan_file
 from engines.errors import RuntimeNotInstalled, UserError, doubts_as_lines
 from engines.images import allow
-from uad.evaluation.decisions import decide
-from uad.evaluation.parts import table_of
-from uad.evaluation.predictions import Decision, digest_of
+from uad.judging.decisions import decide
+from uad.judging.parts import table_of
+from uad.judging.predictions import Decision, digest_of
 from uad.open import open_engine
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 # Each target sets up .venv on a fresh machine; nothing else is needed but Python 3.10 to 3.13.
 PYTHON ?= python3
 BIN := .venv/bin
-IN_PARALLEL := --numprocesses auto --dist loadfile
+IN_PARALLEL := --numprocesses auto --dist worksteal
 
 # What the Jetson runs: its Python where there is one, else this one, with its versions and without torch.
 PYTHON38 ?= $(firstword $(shell python3.8 -c "import sys; print(sys.executable)" 2>/dev/null) $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python) $(PYTHON))
@@ -10,19 +10,22 @@ JETSON_TESTS := tests/engines tests/export tests/uad/commands tests/uad/evaluati
 
 # What runs on the Jetson, for the last mypy that knows Python 3.8, and for vermin, which knows its library.
 ON_JETSON := engines export uad/commands uad/evaluation uad/exporting uad/judging uad/report uad/data/files.py uad/data/folder.py \
-	uad/data/defects.py uad/cli.py uad/errors.py uad/open.py uad/options.py uad/progress.py uad/tables.py
+	uad/data/defects.py uad/cli.py uad/errors.py uad/options.py uad/progress.py uad/tables.py
 
-.PHONY: demo test jetson check format
+.PHONY: demo test test-all jetson check format
 
 demo: .venv/installed
 	$(BIN)/uad demo --out demo
 
 test: .venv/installed
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
+
+test-all: .venv/installed
 	$(BIN)/python -m pytest $(IN_PARALLEL) --durations 30
 
 jetson: .venv-jetson/installed
 	.venv-jetson/bin/python --version
-	.venv-jetson/bin/python -m pytest $(IN_PARALLEL) $(JETSON_TESTS)
+	.venv-jetson/bin/python -m pytest $(IN_PARALLEL) -m "not slow" $(JETSON_TESTS)
 	.venv-jetson/bin/mypy --config-file= --python-version 3.8 --follow-imports silent --ignore-missing-imports $(ON_JETSON)
 	.venv-jetson/bin/vermin --quiet --no-tips --target=3.8- $(ON_JETSON)
 
@@ -44,6 +47,6 @@ format: .venv/installed
 .venv-jetson/installed: pyproject.toml docker/jetson-constraints.txt
 	$(PYTHON38) -m venv .venv-jetson
 	.venv-jetson/bin/python -m pip install --quiet --constraint docker/jetson-constraints.txt \
-		numpy pillow onnx onnxruntime scikit-learn scipy jsonargparse rich polygraphy pytest pytest-timeout pytest-xdist \
+		numpy pillow onnx onnxruntime scikit-learn scipy jsonargparse rich polygraphy pytest pytest-timeout pytest-xdist hypothesis \
 		mypy==1.11.2 types-PyYAML vermin==1.6.0
 	touch $@

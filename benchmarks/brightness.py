@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from machine import footer, machine
 
+import engines
 from engines.files import write_json, write_text
 from uad.data.folder import load_images, test_samples
 from uad.data.module import AnomalyData
 from uad.evaluation.metrics import image_auroc
-from uad.open import open_engine
 from uad.tables import markdown
 
 COLUMNS = ("brightness alone", "the model", "darkened")
@@ -44,7 +44,7 @@ def of_root(root: Path, model: Path) -> "dict[str, dict[str, Any]]":
     data = AnomalyData(root)
     data.setup("fit")
     training, held_out, found = data.some_for_training(10**9, ""), data.held_out_good(""), {}
-    with open_engine(model, batch=8) as engine:
+    with engines.load(model, batch=8) as engine:
         for label, name in enumerate(held_out.classes):
             known = training.image[training.label == label].numpy().mean(axis=(1, 2, 3))
             samples = test_samples(root, [name])

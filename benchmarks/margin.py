@@ -22,6 +22,7 @@ from uad.commands.export import export as export_model
 from uad.data.defects import with_defects
 from uad.data.folder import hold_out, load_images, train_samples, with_depths
 from uad.evaluation.metrics import image_auroc, spearman
+from uad.exporting.settings import Calibration
 from uad.tables import markdown
 
 MARGINS = (1.0, 1.5, 2.0)
@@ -60,7 +61,8 @@ def measured(fp32: Path, root: Path, work: Path) -> "list[dict[str, object]]":
         file = work / f"{root.name}-{margin:g}.onnx"
         if not file.exists():
             export.equalize.MARGIN = margin
-            export_model(ExportOptions(fp32, file, precision="int8", calibration_data=str(root), target="cpu"))
+            data = Calibration(data=str(root))
+            export_model(ExportOptions(fp32, file, precision="int8", calibration=data, target="cpu"))
         with engines.load(file, "onnxruntime") as engine:
             found = engine.infer(images).score
         for name in info.classes:

@@ -20,7 +20,6 @@ from machine import footer, machine
 from engines.benchmark import MINIMUM_RUNS, ROUNDS, benchmark, worker_command
 from engines.files import write_json, write_text
 from uad.data.synthetic import draw_dataset
-from uad.open import worker_command as any_worker_command
 from uad.progress import progress
 from uad.tables import benchmark_table
 
@@ -45,7 +44,7 @@ def main() -> None:
         for each in options.models:
             files = _make_files(Path(name) / each.replace(":", "-"), options.precisions, *each.split(":"))
             paths.append(str(files["ckpt"]))
-            commands.append(any_worker_command(files["ckpt"], None, 1, options.threads))
+            commands.append(worker_command(files["ckpt"], None, 1, options.threads))
             for runtime in options.runtimes:
                 for precision in options.precisions:
                     paths.append(str(files[precision]))

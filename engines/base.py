@@ -2,13 +2,15 @@
 
 import abc
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Dict, List, Optional, Sequence, Type
+from typing import Any, Dict, List, Optional, Sequence, Type, Union
 
 import numpy as np
 
 from engines.errors import ModelFileError, UserError
 from engines.metadata import ModelInfo
+from engines.model_file import read_info
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Engine(abc.ABC):
     """One model on one device, for batches of a fixed size; close() may be called twice.
 
     Attributes:
-        runtime: name in `engines.RUNTIMES`.
+        runtime: name in `engines.runtimes()`.
         arithmetic: what the runtime was told to compute in where the graph says float: "f32", "bf16" or "f16".
         path: the model file, for errors.
         info: what the model file says of itself.
@@ -42,6 +44,11 @@ class Engine(abc.ABC):
     lanes: int = 1
     device_mem_mb: Optional[float] = None
     closed = False
+
+    @classmethod
+    def read_info(cls, path: Union[str, Path]) -> ModelInfo:
+        """What a model file says of itself, without running it; see `engines.read_info`."""
+        return read_info(path)
 
     @abc.abstractmethod
     def run(self, images: np.ndarray) -> Prediction:

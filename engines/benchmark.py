@@ -26,7 +26,7 @@ import numpy as np
 
 import engines
 from engines import jetson
-from engines.errors import UserError, doubts_as_lines
+from engines.errors import UserError, warnings_as_lines
 from engines.images import read_resized
 from engines.metadata import is_defect
 
@@ -134,9 +134,11 @@ class Worker:
         self.close()
 
 
-def worker_command(path: str, runtime: Optional[str], batch: Optional[int], threads: Optional[int]) -> List[str]:
-    """The command of a process that measures a model file that `engines.load` can load."""
-    return module_command("engines.benchmark", path, runtime or "", str(batch or 0), str(threads or 0))
+def worker_command(
+    path: Union[str, Path], runtime: Optional[str], batch: Optional[int], threads: Optional[int]
+) -> List[str]:
+    """The command of a process that measures a model file; see `engines.load`."""
+    return module_command("engines.benchmark", str(path), runtime or "", str(batch or 0), str(threads or 0))
 
 
 def module_command(module: str, *arguments: str) -> List[str]:
@@ -333,7 +335,7 @@ def main(arguments: Sequence[str]) -> None:
     """Serve one model; see the module."""
     path, runtime, batch, threads = arguments
     count = int(threads) or None
-    with doubts_as_lines():
+    with warnings_as_lines():
         serve(lambda: engines.load(path, runtime or None, batch=int(batch) or None, threads=count), count)
 
 

@@ -13,18 +13,18 @@ import warnings
 from typing import Any, Iterator
 
 
-class Doubt(UserWarning):
+class UadWarning(UserWarning):
     """What a user should know of a result that is given all the same, in one line."""
 
 
 @contextlib.contextmanager
-def doubts_as_lines() -> Iterator[None]:
-    """Print each `Doubt` as a line on stderr, without the place in the code; other warnings as ever."""
+def warnings_as_lines() -> Iterator[None]:
+    """Print each `UadWarning` as a line on stderr, without the place in the code; other warnings as ever."""
     with warnings.catch_warnings():
         before = warnings.showwarning
 
         def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
-            if issubclass(category, Doubt):
+            if issubclass(category, UadWarning):
                 print(f"uad: warning: {message}", file=sys.stderr)
             else:
                 before(message, category, *place, **more)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple, Uni
 
 import numpy as np
 
-from engines.errors import Doubt, ImageFileError
+from engines.errors import ImageFileError, UadWarning
 
 if TYPE_CHECKING:
     import PIL.Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jp2", ".gif", ".pgm", ".ppm")
 DEPTHS = (10, 12, 14, 16)  # of cameras that write 16-bit files
-MEGAPIXELS = 120.0  # of the largest image that is decoded, which takes about 1.1 GB; `allow` raises it
+MEGAPIXELS = 120.0  # of the largest image that is decoded, which takes about 1.1 GB; `limit_megapixels` raises it
 LARGE = 2**24  # pixels: of larger images only one is decoded at a time
 RESIZE_RULE = "bilinear with antialiasing (Pillow), aspect ratio not kept"
 
@@ -28,7 +28,7 @@ _allowed = MEGAPIXELS
 _one_large_image = threading.Lock()
 
 
-def allow(megapixels: float) -> None:
+def limit_megapixels(megapixels: float) -> None:
     """Let `read_image` decode images of up to so many million pixels, in this process; `MEGAPIXELS` at first."""
     global _allowed
     _allowed = megapixels
@@ -39,7 +39,7 @@ def read_image(path: Union[str, Path], faint: bool = False, depth: int = 16) -> 
 
     EXIF rotation is applied; grey and palette images become RGB; transparent pixels are laid over black. Grey values of
     a 16-bit file are taken to have `depth` bits: v becomes round(255 v / (2^depth - 1)), so that 65535 of 16 bits and
-    4095 of 12 are 255. A `Doubt` says where that does not fit. It takes 8 to 11 bytes a pixel while it decodes.
+    4095 of 12 are 255. A `UadWarning` says where that does not fit. It takes 8 to 11 bytes a pixel while it decodes.
 
     Args:
         path: the file.
@@ -256,4 +256,4 @@ def _tell_of_depth(path: Union[str, Path], highest: int, depth: int) -> None:
         )
     else:
         return
-    warnings.warn(said, Doubt, stacklevel=2)
+    warnings.warn(said, UadWarning, stacklevel=2)

@@ -18,10 +18,11 @@ class OnnxRuntimeEngine(Engine):
     arithmetic = "f32"
 
     def __init__(
-        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None, lanes: int = 1
+        self, path: str, *, batch: Optional[int] = None, threads: Optional[int] = None, lanes: int = 1
     ) -> None:
         import onnxruntime
 
+        info = self.read_info(path)
         self.path, self.info, self.lanes = path, info, lanes
         self.batch = batch = batch or 1
         options = onnxruntime.SessionOptions()

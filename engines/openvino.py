@@ -9,8 +9,7 @@ import numpy as np
 
 from engines.base import Engine, Prediction
 from engines.cpu import cpu_flags, saturates
-from engines.errors import Doubt, ModelFileError
-from engines.metadata import ModelInfo
+from engines.errors import ModelFileError, UadWarning
 
 
 class OpenVinoEngine(Engine):
@@ -21,10 +20,11 @@ class OpenVinoEngine(Engine):
     arithmetic = "f32"
 
     def __init__(
-        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None, lanes: int = 1
+        self, path: str, *, batch: Optional[int] = None, threads: Optional[int] = None, lanes: int = 1
     ) -> None:
         import openvino
 
+        info = self.read_info(path)
         self.path, self.info, self.lanes = path, info, lanes
         self.batch = batch = batch or 1
         overflows = info.precision in ("int8", "mixed") and info.weight_bits > 7
@@ -32,7 +32,7 @@ class OpenVinoEngine(Engine):
             warnings.warn(
                 f"{path}: this CPU has no VNNI, so OpenVINO's INT8 sums saturate and scores are wrong: "
                 "use --runtime onnxruntime, or export with --weight-bits 7",
-                Doubt,
+                UadWarning,
                 stacklevel=2,
             )
         settings: Dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self.arithmetic}

@@ -8,9 +8,9 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from engines.errors import ModelFileError
+from engines.errors import ModelFileError, UserError
 from engines.files import replacing
 from engines.metadata import ModelInfo
 
@@ -62,6 +62,18 @@ def read_description(path: Union[str, Path]) -> Tuple[ModelInfo, PlanInfo]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFileError(f"{beside} cannot be read ({error}): build the plan again with uad export") from error
     return ModelInfo.from_json(model, beside), plan
+
+
+def keep_descriptions(models: Sequence[Path], outputs: Sequence[Optional[Path]]) -> None:
+    """Refuse to write figures over what says what a plan is, and without which the plan is worthless.
+
+    Raises:
+        UserError: an output is the description of one of the models.
+    """
+    described = {description_path(model).resolve() for model in models if model.suffix == SUFFIX}
+    for output in outputs:
+        if output is not None and output.resolve() in described:
+            raise UserError(f"{output} says what the plan is, and must stay: give another file for the figures")
 
 
 def read_plan(path: Union[str, Path]) -> Tuple[bytes, ModelInfo, PlanInfo]:

@@ -12,7 +12,6 @@ import numpy as np
 
 from engines.base import Engine, Prediction
 from engines.errors import ModelFileError, RuntimeNotInstalled, UserError
-from engines.metadata import ModelInfo
 from engines.plan_file import PlanInfo, read_plan
 
 INPUT = "image"
@@ -111,7 +110,7 @@ class TensorRtEngine(Engine):
     arithmetic = "f32"
 
     def __init__(
-        self, path: str, info: ModelInfo, *, batch: Optional[int] = None, threads: Optional[int] = None, lanes: int = 1
+        self, path: str, *, batch: Optional[int] = None, threads: Optional[int] = None, lanes: int = 1
     ) -> None:
         """Load a plan; `threads` and `lanes` do not matter to a GPU, which has one lane.
 

@@ -96,6 +96,7 @@ for name in {free!r}:
     run([sys.executable, "-c", script], dict(os.environ, PYTHONPATH=str(ROOT)))
 
 
+@pytest.mark.slow
 def test_a_wheel_works_outside_the_repository(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]

@@ -1,15 +1,19 @@
 """The README says what the results say, its Python runs, and every config can be read."""
 
 import importlib
+import inspect
 import json
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def test_the_readme_holds_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +35,56 @@ def test_every_page_of_results_is_made_from_its_figures(path: Path, monkeypatch:
     assert made == path.with_suffix(".md").read_text(encoding="utf-8"), "run the command at the foot of the page"
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_can_be_given(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its options are there and go together; `make test-all` runs some of them."""
+    from uad.options import parse
+
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    for folder in ("IMAGES", "ARRIVING"):
+        Path(folder).mkdir()
+    for name, *arguments in commands_of(page):
+        module = importlib.import_module(f"uad.commands.{name}")
+        if name == "fit":
+            pytest.importorskip("lightning", reason="training is not installed")
+            options = parse(module.FitOptions, module.as_settings(arguments), name)
+            settings_serve(options)
+        else:
+            parse(getattr(module, f"{name.capitalize()}Options"), arguments, name)
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The `uad` commands of a page, without `uad`."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if re.match(r"uad [a-z]", line)]
+
+
+def settings_serve(options: Any) -> None:
+    """What `uad fit` is given names settings that there are, of values that they take."""
+    from uad.training.settings import set_up
+
+    if options.ckpt is not None:  # of a run that is not there
+        from uad.training.qat import QuantizationAware
+
+        assert set(options.model) <= set(inspect.signature(QuantizationAware).parameters)
+    elif options.resume is None:
+        set_up({**options.model, "weights": "none"}, options.data, options.trainer, None, options.seed, Path("RUN"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_config_can_be_read(config: Path) -> None:
+    pytest.importorskip("lightning", reason="training is not installed")
+    from uad.commands.fit import FitOptions
+    from uad.options import parse
+
+    is_quantized = config.stem.endswith("_qat")
+    more = ["--ckpt", "RUN/model.ckpt"] if is_quantized else []
+    settings_serve(parse(FitOptions, ["--config", str(config), "--data.root", "IMAGES", *more], "fit"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_config_gives_a_model(config: Path, tmp_path: Path) -> None:
     pytest.importorskip("lightning", reason="training is not installed")
     from image_folders import make_class
@@ -50,6 +103,7 @@ def test_every_config_gives_a_model(config: Path, tmp_path: Path) -> None:
     assert (tmp_path / ("quantized" if is_quantized else "run") / "model.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightning", reason="training is not installed")
     from image_folders import make_class, noise, save
@@ -72,6 +126,7 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found["prediction"].score.shape == (1,)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_the_commands_of_a_page_run_one_after_the_other(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -82,9 +137,8 @@ def test_the_commands_of_a_page_run_one_after_the_other(
 
     from uad import cli
 
-    blocks = (ROOT / page).read_text(encoding="utf-8").split("```\n")[1::2]
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("uad ")]
-    commands = [shlex.split(line)[1:] for line in lines if ".plan" not in line and "--watch" not in line]
+    commands = [command for command in commands_of(ROOT / page) if "--watch" not in command]
+    commands = [command for command in commands if not any(".plan" in word for word in command)]
     assert {command[0] for command in commands} >= {"fit", "export", "test", "predict"}
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
@@ -104,7 +158,10 @@ def test_the_commands_of_a_page_run_one_after_the_other(
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-    links = [(page, target) for page in pages for target in re.findall(r"\]\(([^)#:\s]+)[)#]", page.read_text("utf-8"))]
+    links = [
+        (page, target)
+        for page in (*PAGES, ROOT / "CONTRIBUTING.md")
+        for target in re.findall(r"\]\(([^)#:\s]+)[)#]", page.read_text("utf-8"))
+    ]
     assert len(links) > 20
     assert [f"{page.name}: {target}" for page, target in links if not (page.parent / target).exists()] == []

@@ -8,7 +8,7 @@ import io
 import sys
 from typing import Dict, Optional, Sequence
 
-from engines.errors import UserError, doubts_as_lines
+from engines.errors import UserError, warnings_as_lines
 
 # name -> what it does, in a line. `uad.commands.NAME.main(arguments)` does it, prints what was found, and
 # may return an exit code.
@@ -38,7 +38,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     try:
-        with doubts_as_lines():
+        with warnings_as_lines():
             return _run(name, given[1:])
     except UserError as error:
         print(f"uad: error: {' '.join(str(error).split())}", file=sys.stderr)

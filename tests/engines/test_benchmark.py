@@ -264,7 +264,7 @@ def test_an_error_ends_the_processes_that_already_run(tmp_path: Path, monkeypatc
     assert [worker._process.poll() is not None for worker in started] == [True, True]
 
 
-@pytest.mark.parametrize("runtime", engines.installed_runtimes())
+@pytest.mark.parametrize("runtime", engines.installed_runtimes(".onnx"))
 def test_scoring_never_imports_torch(runtime: str, tmp_path: Path) -> None:
     path = str(save_tiny(tmp_path / "a.onnx"))
     script = (

@@ -33,6 +33,7 @@ for thread in threads:
 """
 
 
+@pytest.mark.slow
 def test_two_threads_that_judge_at_once_end(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model.onnx")
     for _ in range(STARTS):  # a hung process is deaf to SIGTERM; the time limit kills it

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from engines import images
-from engines.errors import Doubt, ImageFileError
+from engines.errors import ImageFileError, UadWarning
 from engines.images import (
     SUFFIXES,
-    allow,
     check_image,
     grey_depth,
+    limit_megapixels,
     orientation,
     read_image,
     read_resized,
@@ -266,13 +266,13 @@ def test_values_of_a_depth_fill_the_range(depth: int, tmp_path: Path) -> None:
 def test_twelve_bits_keep_their_greys(tmp_path: Path) -> None:
     path = wide(tmp_path / "a.png", *range(0, 4096, 16))
     assert len(np.unique(read_image(path, depth=12))) == 255  # 4080 is 254
-    with pytest.warns(Doubt, match="a.png has 16 bits a pixel but no value above 4080: .* nearly black"):
+    with pytest.warns(UadWarning, match="a.png has 16 bits a pixel but no value above 4080: .* nearly black"):
         assert len(np.unique(read_image(path))) == 17
 
 
 def test_a_photograph_that_does_not_fit_its_depth_is_told(tmp_path: Path) -> None:
     path = wide(tmp_path / "a.png", 0, 5000)
-    with pytest.warns(Doubt, match="a.png has values up to 5000, but those of its class have 12 bits"):
+    with pytest.warns(UadWarning, match="a.png has values up to 5000, but those of its class have 12 bits"):
         assert read_image(path, depth=12).max() == 255
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -343,10 +343,10 @@ def test_an_image_larger_than_allowed_is_refused_before_it_is_decoded_and_a_flag
         finally:
             tracemalloc.stop()
         try:
-            allow(200)
+            limit_megapixels(200)
             assert check_image(path) == (13_000, 13_000)
         finally:
-            allow(images.MEGAPIXELS)
+            limit_megapixels(images.MEGAPIXELS)
 
 
 def test_one_large_image_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,8 @@ def test_layers_are_the_convolutions_that_can_be_quantized() -> None:
     assert place(model).layers == ["/teacher/a/Conv", "/teacher/b/Conv", "/teacher/c/Conv"]
 
 
-@pytest.mark.parametrize("runtime", engines.installed_runtimes())
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", engines.installed_runtimes(".onnx"))
 def test_the_layer_with_outliers_in_its_weights_is_the_worst(runtime: str) -> None:
     bad = "student/layer2/conv2"
     plain, spoiled = tiny(), with_blind_weights(tiny(), bad)

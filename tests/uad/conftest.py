@@ -21,24 +21,35 @@ class TinyRun:
         return self.out / f"{precision}.onnx"
 
 
-FIT = ["--model.backbone", "resnet18", "--model.weights", "none", "--data.image_size", "64"]
-FIT += ["--data.batch_size", "4", "--trainer.accelerator", "cpu"]
-
-
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     pytest.importorskip("lightning", reason="training is not installed")
+    from small_fit import FIT
+
+    return fit_and_export(tmp_path_factory.mktemp("tiny"), FIT)
+
+
+@pytest.fixture(scope="session")
+def real_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """The same with a backbone that a process of its own knows."""
+    pytest.importorskip("lightning", reason="training is not installed")
+    from small_fit import FIT, REAL
+
+    return fit_and_export(tmp_path_factory.mktemp("real"), [*FIT, *REAL])
+
+
+def fit_and_export(folder: Path, flags: list[str]) -> TinyRun:
     from uad import cli
 
-    folder = tmp_path_factory.mktemp("tiny")
     for name in ("bolt", "nut"):
         make_class(folder / "images", name)
     run = TinyRun(folder / "images", folder / "run")
-    fit = ["fit", "--data.root", str(run.root), "--out", str(run.out), "--trainer.max_epochs", "2", *FIT]
+    fit = ["fit", "--data.root", str(run.root), "--out", str(run.out), "--trainer.max_epochs", "2", *flags]
     assert cli.main(fit) == 0
     for precision in ("fp32", "fp16", "int8"):
         export = ["export", str(run.out / "model.ckpt"), "--precision", precision, "--out", str(run.onnx(precision))]
-        assert cli.main([*export, "--calibration-data", str(run.root), "--calibration-images", "4"]) == 0
+        images = ["--calibration-data", str(run.root), "--calibration-images", "4"] if precision != "fp32" else []
+        assert cli.main([*export, *images]) == 0
     return run
 
 

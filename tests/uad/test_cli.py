@@ -127,8 +127,9 @@ def test_int8_needs_no_checkpoint(tiny_run: Any, tmp_path: Path) -> None:
     assert (tmp_path / "int8.onnx").read_bytes() == tiny_run.onnx("int8").read_bytes()
 
 
-def test_bench_measures_in_turns(tiny_run: Any, tmp_path: Path) -> None:
-    models = [str(tiny_run.out / "model.ckpt"), str(tiny_run.onnx("int8"))]
+@pytest.mark.slow
+def test_bench_measures_in_turns(real_run: Any, tmp_path: Path) -> None:
+    models = [str(real_run.out / "model.ckpt"), str(real_run.onnx("int8"))]
     assert cli.main(["bench", *models, "--seconds", "0.1", "--threads", "1", "--json", str(tmp_path / "b.json")]) == 0
     first, second = json.loads((tmp_path / "b.json").read_text())
     assert (first["runtime"], first["ratio_to_first"]) == ("torch", 1.0)
@@ -353,12 +354,11 @@ def test_fit_on_a_plain_folder_has_no_figures(tmp_path: Path) -> None:
 
 
 def test_the_command_line_offers_what_the_packages_have() -> None:
-    import engines
     from export.calibrate import CALIBRATORS
     from export.check import TARGETS
     from uad.commands import choices
+    from uad.exporting.settings import Calibrator
 
-    assert set(choices.Calibrator.__args__) == {*CALIBRATORS, "tensorrt-entropy"}
+    assert set(Calibrator.__args__) == {*CALIBRATORS, "tensorrt-entropy"}
     assert set(choices.Target.__args__) == set(TARGETS)
     assert set(choices.Checked.__args__) == {*TARGETS, "jetson-xavier-nx-dla"}
-    assert set(choices.Runtime.__args__) == set(engines.RUNTIMES)

@@ -31,9 +31,11 @@ from uad.data.module import AnomalyData  # noqa: E402
 from uad.data.synthetic import PRODUCTS, draw_image  # noqa: E402
 from uad.exporting.images import calibration_images  # noqa: E402
 from uad.exporting.refit import Refit, choose_thresholds  # noqa: E402
+from uad.exporting.settings import Calibration  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training.fit import finish  # noqa: E402
 
+pytestmark = pytest.mark.slow
 SIZE = 192  # with a grid of 12 x 12, of which the object leaves much alone
 FLIPPED = 0.35  # of the decisions: this student is so near its teacher that rounding drowns the order of its scores
 CLASSES = ["gasket", "gear"]  # the first is the one before a saturated background
@@ -77,7 +79,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
             run / "model.ckpt",
             made.file(precision),
             precision=precision,
-            calibration_data=images,  # type: ignore[arg-type]
+            calibration=Calibration(data=images),  # type: ignore[arg-type]
         )
         export(options)
     return made

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from engines.files import check_output, write_json
-from uad.commands.choices import Runtime
-from uad.options import about, above_zero, at_least, parse, positional, settle
+from uad.commands.choices import Running
+from uad.options import about, above_zero, at_least, check_fields, parse, part, positional
 
 
 @dataclass
@@ -16,12 +16,7 @@ class BenchOptions:
     """Measure how fast and how big models are, in turns or together."""
 
     models: List[Path] = field(metadata=positional(".ckpt, .onnx or .plan files, measured in turns: A B A B"))
-    runtime: Optional[Runtime] = field(
-        default=None, metadata=about("what runs .onnx files; the fastest that is installed if not given")
-    )
-    threads: Optional[int] = field(
-        default=None, metadata=about("how many CPU threads run a model; as many as the runtime likes if not given")
-    )
+    running: Running = field(default_factory=Running, metadata=part())
     batch: Optional[int] = field(
         default=None,
         metadata=about("how many images a model is given at once; 1, or what a plan was built for, if not given"),
@@ -38,8 +33,8 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
-        at_least(1, batch=self.batch, threads=self.threads)
+        check_fields(self)
+        at_least(1, batch=self.batch)
         above_zero(seconds=self.seconds)
 
 
@@ -58,13 +53,13 @@ def bench(options: BenchOptions) -> List[Dict[str, Any]]:
 def _measure(options: BenchOptions) -> List[Dict[str, Any]]:
     from engines import jetson
     from engines.benchmark import ROUNDS, benchmark
-    from uad.open import keep_descriptions, worker_command
+    from engines.plan_file import keep_descriptions
     from uad.progress import progress
 
     keep_descriptions(options.models, [options.json])
     check_output(options.json, "--json")
     photographs = [str(path) for path in _photographs(options.images)]
-    commands = [worker_command(path, options.runtime, options.batch, options.threads) for path in options.models]
+    commands = [options.running.worker_command(path, options.batch) for path in options.models]
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(jetson.Watch()) if jetson.is_jetson() else None
         step = stack.enter_context(progress("Measuring together" if options.together else "Measuring in turns", ROUNDS))

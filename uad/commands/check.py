@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Sequence
 
 from uad.commands.choices import Checked
-from uad.options import about, parse, positional, settle
+from uad.options import about, check_fields, parse, positional
 
 if TYPE_CHECKING:
     from export.dla import Layer
@@ -24,7 +24,7 @@ class CheckOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
+        check_fields(self)
 
 
 def check(options: CheckOptions) -> List[str]:

@@ -13,7 +13,7 @@ from engines.cpu import cpu_flags, saturates
 from engines.files import make_folder
 from uad.commands import bench, export, fit, predict, test
 from uad.data.synthetic import DEMO, GOOD, draw_dataset
-from uad.options import about, parse, settle
+from uad.options import about, check_fields, parse
 from uad.tables import markdown
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class DemoOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
+        check_fields(self)
 
 
 def demo(options: DemoOptions) -> str:

@@ -7,7 +7,7 @@ from typing import Literal, Sequence
 from engines.errors import UserError
 from engines.files import check_output
 from uad.commands.fit import require_training
-from uad.options import about, above_zero, at_least, parse, settle
+from uad.options import about, above_zero, at_least, check_fields, parse
 
 
 @dataclass
@@ -30,7 +30,7 @@ class DistillOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
+        check_fields(self)
         at_least(1, steps=self.steps, batch_size=self.batch_size)
         above_zero(lr=self.lr)
         if self.image_size < 64 or self.image_size % 32:

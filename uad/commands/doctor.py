@@ -10,7 +10,8 @@ import engines
 from engines.cpu import cpu_fields, cpu_flags, saturates
 from engines.errors import UserError
 from engines.files import check_output, write_json
-from uad.options import about, above_zero, parse, settle
+from engines.plan_file import SUFFIX
+from uad.options import about, above_zero, check_fields, parse
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +57,7 @@ class DoctorOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
+        check_fields(self)
         above_zero(seconds=self.seconds)
         if self.report is None and (self.model or self.reference):
             raise UserError("--model and --reference are for --report FILE")
@@ -86,11 +87,15 @@ def doctor() -> str:
 
 
 def _runtimes() -> List[Tuple[str, str]]:
-    installed = engines.installed_runtimes()
-    return [
-        (name, _try(name) if name in installed else f"not installed: {engines.how_to_install(name)}")
-        for name in engines.RUNTIMES
-    ]
+    answers = []
+    for name, runtime in engines.runtimes().items():
+        if engines.missing(name):
+            answers.append((name, f"not installed: {engines.how_to_install(name)}"))
+        elif runtime.suffix not in (".onnx", SUFFIX):
+            answers.append((name, f"installed; it runs {runtime.suffix} files"))
+        else:
+            answers.append((name, _try(name)))
+    return answers
 
 
 def _try(runtime: str) -> str:
@@ -104,7 +109,7 @@ def _try(runtime: str) -> str:
 
     info = ModelInfo("doctor", "none", [], {}, 0.0, 0.0, {}, 8, 8, "", 1, [0.0] * 3, [1.0] * 3)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"doctor{engines.RUNTIMES[runtime].suffix}"
+        path = Path(folder) / f"doctor{engines.runtimes()[runtime].suffix}"
         try:
             if runtime == "tensorrt":
                 _build(info, path)

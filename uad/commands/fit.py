@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from engines.errors import RuntimeNotInstalled, UserError
-from engines.images import MEGAPIXELS, allow
-from uad.commands.choices import LARGEST_IMAGE
-from uad.options import about, above_zero, parse, parser_of, settle
+from uad.commands.choices import Reading
+from uad.options import about, check_fields, parse, parser_of, part
 
 
 @dataclass
@@ -49,13 +48,12 @@ class FitOptions:
     false_positive_rate: float = field(
         default=0.05, metadata=about("part of the held-out good images that may score above their threshold")
     )
-    max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
+    reading: Reading = field(default_factory=Reading, metadata=part())
     seed: int = field(default=0, metadata=about("of weights and order of images"))
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
-        above_zero(max_megapixels=self.max_megapixels)
+        check_fields(self)
         if self.overwrite and self.resume is not None:
             raise UserError("--overwrite starts again, --resume goes on: give one of them")
         if not 0 <= self.false_positive_rate < 1:
@@ -79,7 +77,7 @@ def fit(options: FitOptions) -> Path:
         return _go_on(options, options.resume)
     if options.out is None:
         raise UserError("--out is missing: give the folder of the run")
-    allow(options.max_megapixels)
+    options.reading.begin()
     folder = place_for(options.out, options.overwrite)
     setup = set_up(options.model, options.data, options.trainer, options.ckpt, options.seed, folder)
     _watch(setup, options)
@@ -123,8 +121,9 @@ def _go_on(options: FitOptions, run: Path) -> Path:
     settings = copy.deepcopy(record.settings)
     settings["trainer"]["max_epochs"] = asked
     settings["data"].update(options.data)
-    was = FitOptions(run, **settings)
-    allow(was.max_megapixels)
+    reading = Reading(settings.pop("max_megapixels"))
+    was = FitOptions(run, reading=reading, **settings)
+    was.reading.begin()
     setup = set_up(was.model, was.data, was.trainer, was.ckpt, was.seed, folder)
     _watch(setup, options)
     if was.ckpt is not None:
@@ -149,7 +148,8 @@ def _settings(options: FitOptions, setup: Any) -> Dict[str, Any]:
     if weights is not None and Path(weights).is_file():
         settings["model"]["weights"] = os.path.abspath(weights)
     settings["ckpt"] = None if options.ckpt is None else os.path.abspath(options.ckpt)
-    for name in ("false_positive_rate", "max_megapixels", "seed"):
+    settings["max_megapixels"] = options.reading.max_megapixels
+    for name in ("false_positive_rate", "seed"):
         settings[name] = getattr(options, name)
     plain: Dict[str, Any] = _plain(settings)
     return plain
@@ -175,7 +175,7 @@ def require_training() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Train, and print where the model is."""
-    given = [_model_name(argument) for argument in arguments]
+    given = as_settings(arguments)
     if "--trainer.help" in given:
         require_training()
         from uad.training.settings import trainer_help
@@ -187,10 +187,12 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{fit(parse(FitOptions, given, 'fit'))} is ready")
 
 
-def _model_name(argument: str) -> str:
-    """`--model NAME` is short for `--model.name NAME`."""
-    flag, equals, value = argument.partition("=")
-    return f"--model.name{equals}{value}" if flag == "--model" else argument
+def as_settings(arguments: Sequence[str]) -> List[str]:
+    """Arguments in which `--model NAME`, which is short for it, is `--model.name NAME`."""
+    return [
+        f"--model.name{argument[len('--model') :]}" if argument.partition("=")[0] == "--model" else argument
+        for argument in arguments
+    ]
 
 
 def _help(arguments: List[str]) -> str:

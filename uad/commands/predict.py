@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
 
+from engines import read_info
 from engines.errors import UserError
-from engines.images import MEGAPIXELS, allow
-from uad.commands.choices import LARGEST_IMAGE, Overlays, Runtime
-from uad.options import about, above_zero, at_least, parse, positional, settle
+from uad.commands.choices import Overlays, Reading, Running
+from uad.options import about, check_fields, parse, part, positional
 
 if TYPE_CHECKING:
     from engines import Engine, ModelInfo
@@ -55,19 +55,12 @@ class PredictOptions:
         ),
     )
     strict: bool = field(default=False, metadata=about("stop at the first photograph that cannot be read"))
-    runtime: Optional[Runtime] = field(
-        default=None, metadata=about("what runs an .onnx file; the fastest that is installed if not given")
-    )
-    threads: Optional[int] = field(
-        default=None, metadata=about("how many CPU threads run the model; as many as the runtime likes if not given")
-    )
-    max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
+    running: Running = field(default_factory=Running, metadata=part())
+    reading: Reading = field(default_factory=Reading, metadata=part())
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
-        above_zero(max_megapixels=self.max_megapixels)
-        at_least(1, threads=self.threads)
+        check_fields(self)
         if bool(self.images) == (self.watch is not None):
             raise UserError("give photographs, or --watch FOLDER: one of them")
         if self.watch is None and self.move_to is not None:
@@ -102,7 +95,7 @@ def predict(options: PredictOptions) -> "List[Decision]":
 
     if options.watch is not None or options.ray is not None:
         raise UserError("uad.commands.predict has watch for a folder that is watched, and archive for Ray")
-    allow(options.max_megapixels)
+    options.reading.begin()
     with _opened(options) as engine:
         _check_class(options.class_name, engine.info)
         photographs = find_photographs(_inputs(options.images), engine.info.classes, options.class_name)
@@ -136,11 +129,10 @@ def archive(options: PredictOptions) -> Dict[str, int]:
     from uad.judging.archive import Work, cluster, judge_archive
     from uad.judging.inputs import find_photographs
     from uad.judging.parts import Parts
-    from uad.open import info_of
     from uad.progress import progress
 
     assert options.ray is not None
-    info = info_of(options.model)
+    info = read_info(options.model)
     _check_class(options.class_name, info)
     photographs = find_photographs(_inputs(options.images), info.classes, options.class_name)
     with cluster(options.ray) as ray, Parts(options.out, options.model, options.resume) as parts, progress(
@@ -162,11 +154,11 @@ def archive(options: PredictOptions) -> Dict[str, int]:
         work = Work(
             str(options.model.absolute()),
             parts.digest,
-            options.runtime,
-            options.threads or 1,
+            options.running.runtime,
+            options.running.threads or 1,
             None if folder is None else str(folder.absolute()),
             options.overlays == "defects",
-            options.max_megapixels,
+            options.reading.max_megapixels,
         )
         judge_archive(ray, work, missing, judged)
     return parts.counts()
@@ -193,7 +185,7 @@ def watch(
     from uad.judging.watching import watch as keep_watching
 
     assert options.watch is not None
-    allow(options.max_megapixels)
+    options.reading.begin()
     with _opened(options) as engine:
         _check_class(options.class_name, engine.info)
         with Predictions(options.out, options.model, resume=True, reading=False) as written:
@@ -206,10 +198,9 @@ def watch(
 def _opened(options: PredictOptions) -> "Engine":
     """The model, to judge photographs beside each other: two runs of one thread each do more than one run of two."""
     from engines.cpu import cpu_count
-    from uad.open import open_engine
 
-    lanes = min(options.threads or cpu_count(), MOST_LANES)
-    return open_engine(options.model, options.runtime, threads=options.threads, lanes=lanes)
+    lanes = min(options.running.threads or cpu_count(), MOST_LANES)
+    return options.running.load(options.model, lanes=lanes)
 
 
 def _overlays(options: PredictOptions, keep: bool) -> Optional[Path]:

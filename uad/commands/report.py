@@ -9,9 +9,8 @@ from typing import Dict, List, Optional, Sequence
 from engines.cpu import cpu_fields
 from engines.errors import RuntimeNotInstalled, UserError
 from engines.files import check_output, write_text
-from engines.images import MEGAPIXELS, allow
-from uad.commands.choices import LARGEST_IMAGE, Runtime
-from uad.options import about, above_zero, parse, positional, settle
+from uad.commands.choices import Reading, Running
+from uad.options import about, above_zero, check_fields, parse, part, positional
 
 CHECKPOINT, CONFIG = "model.ckpt", "config.yaml"  # of a run
 
@@ -31,15 +30,13 @@ class ReportOptions:
         default=None, metadata=about("which classes of it, as [a,b]; all if not given", "data.classes")
     )
     seconds: float = field(default=3.0, metadata=about("how long to time each model at least, seconds"))
-    runtime: Optional[Runtime] = field(
-        default=None, metadata=about("what runs .onnx files; the fastest that is installed if not given")
-    )
-    max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
+    running: Running = field(default_factory=Running, metadata=part())
+    reading: Reading = field(default_factory=Reading, metadata=part())
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
-        above_zero(max_megapixels=self.max_megapixels, seconds=self.seconds)
+        check_fields(self)
+        above_zero(seconds=self.seconds)
 
 
 def report(options: ReportOptions) -> Path:
@@ -54,14 +51,14 @@ def report(options: ReportOptions) -> Path:
         raise RuntimeNotInstalled(
             f"uad report needs {' and '.join(missing)}: pip install '.[report]' in the folder of uad"
         )
-    from engines.benchmark import ROUNDS
+    from engines.benchmark import ROUNDS, benchmark
     from uad.data.folder import check_samples, test_samples
     from uad.progress import progress
-    from uad.report.collect import judge, timed
+    from uad.report.collect import judge
     from uad.report.page import render
 
     check_output(options.out, "--out")
-    allow(options.max_megapixels)
+    options.reading.begin()
     root = options.root or _root_of(options.models[0])
     samples = test_samples(root, options.classes)
     if not samples:
@@ -69,9 +66,11 @@ def report(options: ReportOptions) -> Path:
     check_samples(samples)
     paths = [path / CHECKPOINT if path.is_dir() else path for path in options.models]
     with progress("Judging", len(samples) * len(paths)) as step:
-        models = judge(paths, samples, options.runtime, step)
+        models = judge(paths, samples, options.running.load, step)
     with progress("Measuring in turns", ROUNDS) as step:
-        for model, timing in zip(models, timed(paths, options.runtime, options.seconds, step)):
+        commands = [options.running.worker_command(path) for path in paths]
+        timings = benchmark([str(path) for path in paths], commands, options.seconds, step)
+        for model, timing in zip(models, timings):
             model.timing = {**timing, "model": model.name}
     write_text(options.out, render(models, _facts(models[0].info.versions)))
     return options.out

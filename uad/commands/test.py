@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 from engines import Engine
 from engines.errors import UserError
 from engines.files import check_output, write_json
-from engines.images import MEGAPIXELS, allow
-from uad.commands.choices import LARGEST_IMAGE, DataOptions, Runtime
-from uad.options import about, above_zero, at_least, parse, positional, settle
+from uad.commands.choices import DataOptions, Reading, Running
+from uad.options import about, at_least, check_fields, parse, part, positional
 
 if TYPE_CHECKING:
     from uad.evaluation.evaluate import ScoredImage
@@ -24,26 +23,20 @@ class TestOptions:
 
     model: Path = field(metadata=positional(".ckpt, .onnx or .plan file"))
     data: DataOptions
-    runtime: Optional[Runtime] = field(
-        default=None, metadata=about("what runs .onnx files; the fastest that is installed if not given")
-    )
-    threads: Optional[int] = field(
-        default=None, metadata=about("how many CPU threads run the model; as many as the runtime likes if not given")
-    )
+    running: Running = field(default_factory=Running, metadata=part())
     batch: Optional[int] = field(
         default=None,
         metadata=about("how many images a model is given at once; 1, or what a plan was built for, if not given"),
     )
-    max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
+    reading: Reading = field(default_factory=Reading, metadata=part())
     reference: Optional[Path] = field(default=None, metadata=about("another model, to compare the scores with"))
     scores: Optional[Path] = field(default=None, metadata=about("CSV file to write every score to"))
     json: Optional[Path] = field(default=None, metadata=about("JSON file to write the figures to"))
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
-        above_zero(max_megapixels=self.max_megapixels)
-        at_least(1, batch=self.batch, threads=self.threads)
+        check_fields(self)
+        at_least(1, batch=self.batch)
 
 
 def test(options: TestOptions) -> Dict[str, Any]:
@@ -58,15 +51,15 @@ def test(options: TestOptions) -> Dict[str, Any]:
 
 
 def _measure(options: TestOptions) -> "Tuple[Dict[str, Any], List[ScoredImage]]":
+    from engines.plan_file import keep_descriptions
     from uad.data.folder import check_samples, test_samples, with_depths
     from uad.evaluation.evaluate import evaluate
-    from uad.open import keep_descriptions, open_engine
     from uad.progress import progress
 
     keep_descriptions([options.model], [options.json, options.scores])
     check_output(options.json, "--json")
     check_output(options.scores, "--scores")
-    allow(options.max_megapixels)
+    options.reading.begin()
     root = options.data.root
     samples = test_samples(root, options.data.classes)
     if not samples:
@@ -74,8 +67,7 @@ def _measure(options: TestOptions) -> "Tuple[Dict[str, Any], List[ScoredImage]]"
     with contextlib.ExitStack() as stack:
 
         def opened(path: Path) -> Engine:
-            engine = open_engine(path, options.runtime, batch=options.batch, threads=options.threads)
-            return stack.enter_context(engine)
+            return stack.enter_context(options.running.load(path, options.batch))
 
         engine = opened(options.model)
         reference = None if options.reference is None else opened(options.reference)

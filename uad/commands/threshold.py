@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
 
 from engines.errors import UserError
-from engines.images import MEGAPIXELS, allow
 from engines.plan_file import SUFFIX
-from uad.commands.choices import LARGEST_IMAGE, DataOptions, Runtime
-from uad.options import about, above_zero, at_least, parse, positional, settle
+from uad.commands.choices import DataOptions, Reading, Running
+from uad.options import about, check_fields, parse, part, positional
 
 if TYPE_CHECKING:
     from engines.metadata import ModelInfo
@@ -32,19 +31,12 @@ class ThresholdOptions:
         default=False, metadata=about("a threshold for each class, on its own images, in place of one for all")
     )
     restore: bool = field(default=False, metadata=about("put the thresholds back that were there before"))
-    runtime: Optional[Runtime] = field(
-        default=None, metadata=about("what runs an .onnx file; the fastest that is installed if not given")
-    )
-    threads: Optional[int] = field(
-        default=None, metadata=about("how many CPU threads run the model; as many as the runtime likes if not given")
-    )
-    max_megapixels: float = field(default=MEGAPIXELS, metadata=LARGEST_IMAGE)
+    running: Running = field(default_factory=Running, metadata=part())
+    reading: Reading = field(default_factory=Reading, metadata=part())
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
-        settle(self)
-        above_zero(max_megapixels=self.max_megapixels)
-        at_least(1, threads=self.threads)
+        check_fields(self)
         if self.model.suffix not in (".onnx", SUFFIX):
             raise UserError(f"{self.model}: thresholds are set in .onnx and {SUFFIX} files: export it first")
         if not self.restore and (self.target_fpr is None) == (self.target_recall is None):
@@ -65,7 +57,7 @@ def threshold(options: ThresholdOptions) -> "List[Cost]":
     from engines.model_file import read_info
     from uad.evaluation.strictness import ALL, choose, costs
 
-    allow(options.max_megapixels)
+    options.reading.begin()
     info = read_info(options.model)
     before = {**info.thresholds, ALL: info.threshold}
     if options.restore:
@@ -93,14 +85,13 @@ def _scores(options: ThresholdOptions) -> "Dict[str, Scores]":
     from uad.data.folder import check_samples, test_samples, with_depths
     from uad.evaluation.evaluate import evaluate
     from uad.evaluation.strictness import Scores
-    from uad.open import open_engine
     from uad.progress import progress
 
     root = options.data.root
     samples = test_samples(root, options.data.classes)
     if not samples:
         raise UserError(f"{root} holds no test images: expected CLASS/test/good and CLASS/test/<defect>")
-    with open_engine(options.model, options.runtime, threads=options.threads) as engine:
+    with options.running.load(options.model) as engine:
         check_samples(with_depths(samples, engine.info.depth_of))
         with progress("Judging", len(samples)) as step:
             images = evaluate(engine, samples, None, step).images

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines.errors import Doubt
+from engines.errors import UadWarning
 from engines.files import make_folder, write_json
 from uad.data.batches import BATCH
 from uad.progress import progress
@@ -125,5 +125,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 def _none(folder: Path, reason: str) -> List[Tensor]:
     shutil.rmtree(str(folder), ignore_errors=True)
-    warnings.warn(f"the teacher's features are computed in every epoch, which is slower: {reason}", Doubt, stacklevel=3)
+    warnings.warn(
+        f"the teacher's features are computed in every epoch, which is slower: {reason}", UadWarning, stacklevel=3
+    )
     return []

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Iterator, List, Sequence, Set
 
-from engines.errors import Doubt
+from engines.errors import UadWarning
 from engines.images import SUFFIXES
 from uad.errors import DataError
 
@@ -22,7 +22,7 @@ NOT_IMAGES = (".json", ".jsonl", ".txt", ".csv", ".xml", ".md", ".yaml", ".yml",
 def images_below(folder: Path) -> List[Path]:
     """The image files of a folder and its subfolders, by path.
 
-    A file whose name says neither that it is an image nor that it is not is passed over with a `Doubt`.
+    A file whose name says neither that it is an image nor that it is not is passed over with a `UadWarning`.
 
     Raises:
         DataError: links that lead nowhere.
@@ -41,7 +41,7 @@ def images_below(folder: Path) -> List[Path]:
     if dead:
         raise DataError(f"{count(dead, 'link')} to nothing, pull the store of the data: {listing(dead)}")
     if unknown:
-        warnings.warn(f"{count(unknown, 'file')} passed over, not images by name: {listing(unknown, 5)}", Doubt, 2)
+        warnings.warn(f"{count(unknown, 'file')} passed over, not images by name: {listing(unknown, 5)}", UadWarning, 2)
     return sorted(images)
 
 

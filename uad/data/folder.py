@@ -17,7 +17,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Ty
 
 import numpy as np
 
-from engines.errors import Doubt, ImageFileError
+from engines.errors import ImageFileError, UadWarning
 from engines.images import check_image, grey_depth, read_resized
 from uad.data.files import count, folders_in, has_images, images_below, listing
 from uad.data.masks import WANTED, MaskFolder, is_turned_in_place, read_masks, regions, shrink, tell_of_doubtful
@@ -66,7 +66,7 @@ def find_classes(root: Path, classes: Optional[Sequence[str]] = None) -> Dict[st
         plain = {name: folder for name, folder in plain.items() if has_images(folder)}
         if found and plain:
             said = f"{root}: {', '.join(plain)} without train and test, taken as good images"
-            warnings.warn(said, Doubt, stacklevel=2)
+            warnings.warn(said, UadWarning, stacklevel=2)
         found = dict(sorted({**found, **plain}.items()))
     if not found:
         raise DataError(f"{root} holds no images: expected {root}/CLASS/train/good/*.png, or images")

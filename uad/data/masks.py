@@ -6,7 +6,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from engines.errors import Doubt
+from engines.errors import UadWarning
 from engines.images import SUFFIXES, orientation, read_image, turned
 from uad.data.files import count, images_below, listing
 
@@ -109,14 +109,14 @@ def tell_of_doubtful(masks: Sequence[Tuple[Path, float]], turned: Sequence[Path]
     empty = [path for path, share in masks if share == 0]
     full = [f"{path} ({100 * share:.0f}%)" for path, share in masks if share > MOST]
     if empty:
-        warnings.warn(f"{count(empty, 'mask')} without a defective pixel: {listing(empty, 5)}", Doubt, 2)
+        warnings.warn(f"{count(empty, 'mask')} without a defective pixel: {listing(empty, 5)}", UadWarning, 2)
     if full:
         warnings.warn(
-            f"{count(full, 'mask')} cover more than half of the image, inverted? {listing(full, 5)}", Doubt, 2
+            f"{count(full, 'mask')} cover more than half of the image, inverted? {listing(full, 5)}", UadWarning, 2
         )
     if turned:
         said = f"{count(turned, 'mask')} of photographs that EXIF turns, taken as they are: {listing(turned, 5)}"
-        warnings.warn(said, Doubt, 2)
+        warnings.warn(said, UadWarning, 2)
 
 
 def is_turned_in_place(image: Path, masks: Sequence[Path]) -> bool:

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from engines.errors import Doubt
+from engines.errors import UadWarning
 from uad.data.batches import Batch, GoodImages
 from uad.data.defects import with_defects_to_restore
 from uad.data.folder import (
@@ -140,7 +140,9 @@ class AnomalyData(LightningDataModule):
         few = {name: depth for name, depth in self.depths.items() if depth < 16}
         if few:
             said = ", ".join(f"{name} has {depth}" for name, depth in few.items())
-            warnings.warn(f"of the 16 bits of a pixel {said}: their values are stretched to the full range", Doubt, 2)
+            warnings.warn(
+                f"of the 16 bits of a pixel {said}: their values are stretched to the full range", UadWarning, 2
+            )
         good = self._as_trained(samples)
         self.training_samples, self.held_out_samples = hold_out(good, self.held_out, self.seed)
         with progress("Reading good images", len(samples)) as step:

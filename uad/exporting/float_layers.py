@@ -1,15 +1,14 @@
 """Which layers to leave in float so that an INT8 model still judges as the float one does: `--precision auto`.
 
-A drop is told in points of 0.01. A choice of layers holds it where
+A choice of layers holds an agreement `least` where
 
-- Spearman's correlation of the image scores with the FP32 model's, taken class by class over good images that
-  calibration did not use, is at least 1 - drop / 100 in the mean over the classes. The same images with a defect drawn
-  on each are judged too, and the lower of the two correlations counts: what good images show may end where a defect
-  begins; and
-- if labelled images are given, the image AUROC, mean over the classes, falls by at most the drop.
+- Spearman's correlation of the image scores with the FP32 model's, of the class where it is lowest, is at least that,
+  over good images that calibration did not use. The same images with a defect drawn on each are judged too, and the
+  lower of the two correlations counts: what good images show may end where a defect begins; and
+- if labelled images are given, the image AUROC, mean over the classes, falls by at most 1 - least.
 
 Labels count only where the user gives them: who chooses layers by test labels must not report accuracy on that test.
-Likewise the correlation reached is that of the images on which the layers were chosen; expect a little less on others.
+Likewise the correlation reached is measured on the images on which the layers were chosen; expect less on others.
 Layers left in float are FP32 in the graph, not FP16.
 """
 
@@ -39,22 +38,25 @@ ROUNDING = 1e-9  # of a correlation that should be 1
 class Agreement:
     """How alike a quantized model and the FP32 model judge."""
 
-    spearman: float  # of image scores, the lower of good and of drawn defects, mean over the classes
+    spearman: float  # of image scores, the lower of good and of drawn defects, of the class where it is lowest
     auroc_drop: Optional[float] = None  # FP32's mean image AUROC minus this model's; None without labelled images
 
-    def within(self, max_drop: float) -> bool:
-        """Whether neither figure falls by more than `max_drop` points of 0.01."""
-        allowed = max_drop / 100.0 + ROUNDING
-        return 1.0 - self.spearman <= allowed and (self.auroc_drop or 0.0) <= allowed
+    def holds(self, least: float) -> bool:
+        """Whether the correlation is at least `least`, and the AUROC falls by at most 1 - `least`."""
+        enough = least - ROUNDING
+        return self.spearman >= enough and 1.0 - (self.auroc_drop or 0.0) >= enough
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class FloatLayers:
     """The layers to leave in float, and what that brings."""
 
-    float_layers: List[str]
+    names: List[str]
+    of: int  # how many layers there are
     agreement: Agreement
     int8: Agreement  # of the model with every layer in INT8
+    good: int  # images that were compared
+    labelled: int
 
 
 class Comparison:
@@ -85,7 +87,7 @@ class Comparison:
         Raises:
             CalibrationError: the model gives all good images of a class one score.
         """
-        self._good, self._labelled, self._runtime, self._fitted = good, labelled, runtime, fitted
+        self.good, self.labelled, self._runtime, self._fitted = good, labelled, runtime, fitted
         images = load_images([*good, *labelled], info.size)
         self._images = np.concatenate([images[: len(good)], with_defects(images[: len(good)]), images[len(good) :]])
         self._reference = infer_model(model, info, self._images, runtime).score
@@ -93,33 +95,28 @@ class Comparison:
         if flat:
             raise CalibrationError(f"the fp32 model gives every good image of {', '.join(flat)} the same score")
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether there are images with labels."""
-        return bool(self._labelled)
-
     def agreement(self, quantized: onnx.ModelProto, info: ModelInfo) -> Agreement:
         """How alike a quantized model judges."""
         scores = infer_model(self._fitted(quantized), info, self._images, self._runtime).score
         # Scores of a class that have all become equal tell nothing apart: that is no agreement.
-        correlation = float(np.mean([figure or 0.0 for figure in self._spearman(scores).values()]))
-        if not self._labelled:
+        correlation = min(figure or 0.0 for figure in self._spearman(scores).values())
+        if not self.labelled:
             return Agreement(correlation)
         return Agreement(correlation, self._auroc(self._reference) - self._auroc(scores))
 
     def _spearman(self, scores: np.ndarray) -> Dict[str, Optional[float]]:
         found: Dict[str, Optional[float]] = {}
-        for name, positions in _by_class(self._good).items():
-            drawn = [position + len(self._good) for position in positions]
+        for name, positions in _by_class(self.good).items():
+            drawn = [position + len(self.good) for position in positions]
             both = [spearman(self._reference[each], scores[each]) for each in (positions, drawn)]
             found[name] = min(both) if None not in both else None  # type: ignore[type-var]
         return found
 
     def _auroc(self, scores: np.ndarray) -> float:
         figures = []
-        for positions in _by_class(self._labelled).values():
+        for positions in _by_class(self.labelled).values():
             area = image_auroc(
-                scores[2 * len(self._good) :][positions], [self._labelled[index].is_defect for index in positions]
+                scores[2 * len(self.good) :][positions], [self.labelled[index].is_defect for index in positions]
             )
             assert area is not None  # check_labelled
             figures.append(area)
@@ -132,10 +129,10 @@ def choose_float_layers(
     amax: Dict[str, float],
     order: Sequence[str],
     comparison: Comparison,
-    max_drop: float,
+    least: float,
     progress: Callable[[], object] = lambda: None,
-) -> Choice:
-    """The fewest layers that `fewest_float_layers` finds to hold the drop.
+) -> FloatLayers:
+    """The fewest layers that `fewest_float_layers` finds to hold an agreement.
 
     Args:
         model: the float32 graph.
@@ -143,7 +140,7 @@ def choose_float_layers(
         amax: tensor name -> range, of all that `Placement.ranged` names.
         order: every quantizable layer, the one that hurts most first.
         comparison: with the same model.
-        max_drop: points of 0.01.
+        least: the agreement to be held; see `Agreement.holds`.
         progress: called after each model that is tried.
     """
     tried: Dict[FrozenSet[str], Agreement] = {}
@@ -151,15 +148,16 @@ def choose_float_layers(
     def agreement_of(float_layers: Sequence[str]) -> Agreement:
         key = frozenset(float_layers)
         if key == frozenset(order):  # nothing is quantized: that is the FP32 model
-            tried[key] = Agreement(1.0, 0.0 if comparison.has_labels else None)
+            tried[key] = Agreement(1.0, 0.0 if comparison.labelled else None)
         elif key not in tried:
             quantized, description, _ = with_ranges(model, info, amax, place(model, key))
             tried[key] = comparison.agreement(quantized, description)
             progress()
         return tried[key]
 
-    layers = fewest_float_layers(order, lambda names: agreement_of(names).within(max_drop))
-    return Choice(layers, agreement_of(layers), agreement_of(()))
+    layers = fewest_float_layers(order, lambda names: agreement_of(names).holds(least))
+    counts = len(comparison.good), len(comparison.labelled)
+    return FloatLayers(layers, len(order), agreement_of(layers), agreement_of(()), *counts)
 
 
 def fewest_float_layers(

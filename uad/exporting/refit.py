@@ -18,10 +18,22 @@ from export.readout import Seen, read_statistics, refit, see, widen, with_statis
 from uad.data.folder import Sample, each_image
 from uad.evaluation.metrics import threshold_at, thresholds_at
 from uad.exporting.images import READOUT_IMAGES, CalibrationImages, first_of_each_class
-from uad.progress import counted
+from uad.progress import counted, progress
 
 FEWEST_IMAGES = 8  # of a class, for its statistics to be corrected: fewer say little of a deviation
 Step = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What the read-out and the thresholds of a deployed graph rest on."""
+
+    has_statistics: bool  # whether there was a read-out to be fitted
+    is_known: bool  # whether the class of any image is known
+    images: Dict[str, int]  # class -> on how many of its images the read-out was fitted again
+    thresholds: List[str]  # the classes with thresholds that were chosen again
+    held_out: Dict[str, int]  # class -> on how many held-out images
+    above: Dict[str, float]  # class that keeps its threshold -> part of its good images that lie above it
 
 
 class Refit:
@@ -84,6 +96,23 @@ class Refit:
             counted(each_image(self._samples, size), step),
             [classes.index(sample.class_name) for sample in self._samples],
         )
+
+
+def fit_again(
+    model: onnx.ModelProto, info: ModelInfo, refit: Refit, images: CalibrationImages
+) -> Tuple[onnx.ModelProto, ModelInfo, Fit]:
+    """A graph of another precision with the read-out and the thresholds that it needs, its description, and the fit."""
+    with progress("Fitting the read-out again", refit.passes) as step:
+        model = refit.readout(model, step)
+    with progress("Choosing thresholds", len(images.held_out)) as step:
+        info, chosen = choose_thresholds(model, info, images.held_out, step)
+    info = dataclasses.replace(info, refitted={"images": refit.counts, "thresholds": chosen})
+    unchanged = [sample for sample in images.readout if sample.class_name not in chosen]
+    with progress("Trying thresholds", len(unchanged)) as step:
+        above = share_above(model, info, unchanged, step)
+    held_out = Counter(sample.class_name for sample in images.held_out)
+    fit = Fit(refit.statistics is not None, bool(images.readout), refit.counts, chosen, dict(held_out), above)
+    return model, info, fit
 
 
 def share_above(

@@ -15,13 +15,12 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional
 
-from engines import Engine, plan_file
-from engines.errors import RuntimeNotInstalled, UserError, doubts_as_lines
-from engines.images import allow
+from engines import Engine, load, plan_file, runtime_for
+from engines.errors import RuntimeNotInstalled, UserError, warnings_as_lines
+from engines.images import limit_megapixels
 from uad.judging.decisions import decide
 from uad.judging.parts import table_of
 from uad.judging.predictions import Decision, digest_of
-from uad.open import open_engine
 
 if TYPE_CHECKING:
     import pyarrow
@@ -61,7 +60,7 @@ class Worker:
         overlays = None if self._work.overlays is None else Path(self._work.overlays)
         try:
             self._engine = engine = self._engine or self._open()
-            with doubts_as_lines():
+            with warnings_as_lines():
                 decisions = list(decide(engine, classes, overlays, self._work.only_defects))
         except UserError as error:
             return table_of([Decision("", "", None, 0.0, FAILED, error=str(error))])
@@ -72,8 +71,8 @@ class Worker:
         work = self._work
         if digest_of(Path(work.model)) != work.digest:
             raise UserError(f"{work.model} is another file on {socket.gethostname()}: copy the model there")
-        allow(work.max_megapixels)
-        return open_engine(work.model, work.runtime, threads=work.threads)
+        limit_megapixels(work.max_megapixels)
+        return load(work.model, runtime_for(work.model, work.runtime), threads=work.threads)
 
 
 @contextlib.contextmanager

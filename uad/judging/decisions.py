@@ -18,7 +18,7 @@ import numpy as np
 
 from engines import Engine
 from engines.cpu import cpu_count
-from engines.errors import Doubt, ImageFileError, OutputError
+from engines.errors import ImageFileError, OutputError, UadWarning
 from engines.images import read_resized, size_of
 from engines.metadata import is_defect
 from uad.evaluation.evaluate import enlarge
@@ -113,7 +113,7 @@ def _finish(engine: Engine, seen: _Seen, overlays: Optional[Path], only_defects:
             write_picture(path, overlay(seen.shown, anomaly_map, threshold))
             drawn = str(path)
         except OutputError as error:
-            warnings.warn(f"{seen.path} has no overlay: {error}", Doubt, stacklevel=2)
+            warnings.warn(f"{seen.path} has no overlay: {error}", UadWarning, stacklevel=2)
     return Decision(str(seen.path), name, score, threshold, decision, drawn, regions, seconds=seconds)
 
 

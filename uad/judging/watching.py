@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Type
 
 from engines import Engine
-from engines.errors import Doubt, OutputError
+from engines.errors import OutputError, UadWarning
 from engines.files import make_folder, write_json
 from engines.images import SUFFIXES
 from uad.data.files import RESULTS, is_hidden, names_of_images
@@ -117,7 +117,7 @@ class Arrivals:
         try:
             observer.start()
         except OSError as error:  # the system watches no more files
-            warnings.warn(f"{folder} is looked at every {EVERY:g} s, because {error}", Doubt, stacklevel=2)
+            warnings.warn(f"{folder} is looked at every {EVERY:g} s, because {error}", UadWarning, stacklevel=2)
         else:
             self._observer = observer
 

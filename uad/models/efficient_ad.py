@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as colour
 
-from engines.errors import Doubt
+from engines.errors import UadWarning
 from uad.data.batches import Batch
 from uad.data.folder import draw, load_images, train_samples
 from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD
@@ -225,7 +225,7 @@ class EfficientAD(PatchModel):
         """
         if not self.penalty:
             note = "no --model.penalty folder of other images, so the student may follow the teacher on defects, too"
-            warnings.warn(note, Doubt, stacklevel=2)
+            warnings.warn(note, UadWarning, stacklevel=2)
         else:
             size = self.trainer.datamodule.size  # type: ignore[attr-defined]
             samples = draw(train_samples(Path(self.penalty)), PENALTY_IMAGES, seed=0)

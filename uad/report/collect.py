@@ -9,13 +9,11 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 
 from engines import Engine
-from engines.benchmark import benchmark
 from engines.images import read_image, resize
 from engines.metadata import ModelInfo
 from uad.data.folder import Sample
 from uad.evaluation.evaluate import Evaluation, ScoredImage, evaluate
 from uad.judging.overlays import overlay
-from uad.open import open_engine, worker_command
 
 WORST = 4  # misses that are shown, and as many false alarms
 SIDE = 320  # of a photograph in the page, pixels at most
@@ -44,7 +42,7 @@ class Judged:
 
 
 def judge(
-    paths: Sequence[Path], samples: Sequence[Sample], runtime: Optional[str], step: Callable[[], object]
+    paths: Sequence[Path], samples: Sequence[Sample], load: Callable[[Path], Engine], step: Callable[[], object]
 ) -> List[Judged]:
     """Judge the images by each model; beside the first, where there are several.
 
@@ -53,9 +51,9 @@ def judge(
     """
     found: List[Judged] = []
     for path in paths:
-        with open_engine(path, runtime) as engine:
+        with load(path) as engine:
             if found:
-                with open_engine(paths[0], runtime) as first:
+                with load(paths[0]) as first:
                     evaluation = evaluate(engine, samples, first, step)
             else:
                 evaluation = evaluate(engine, samples, None, step)
@@ -72,13 +70,6 @@ def judge(
             )
             found.append(judged)
     return found
-
-
-def timed(paths: Sequence[Path], runtime: Optional[str], seconds: float, step: Callable[[], object]) -> List[Any]:
-    """The reports of `uad bench`, in turns."""
-    return benchmark(
-        [str(path) for path in paths], [worker_command(path, runtime, None, None) for path in paths], seconds, step
-    )
 
 
 def _name(path: Path) -> str:

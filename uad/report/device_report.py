@@ -12,12 +12,11 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from engines import Engine, jetson
-from engines.benchmark import benchmark
+from engines import Engine, jetson, load
+from engines.benchmark import benchmark, worker_command
 from engines.plan_file import SUFFIX, read_description
 from uad.data.synthetic import DEMO, GOOD, PRODUCTS, draw_image
 from uad.evaluation.metrics import spearman
-from uad.open import open_engine, worker_command
 
 IMAGES = 10  # that are drawn, every second one with a defect
 # Of `ModelInfo`: what does not name the user's parts or folders.
@@ -51,14 +50,14 @@ def device_report(
     Raises:
         UserError: a file cannot be loaded, or not run here.
     """
-    with open_engine(model) as engine:
+    with load(model) as engine:
         found: Dict[str, Any] = {"file": _told_of(model, engine), "layers": engine.layers()}
         images = drawn_images(engine.info.size)
         scores = engine.infer(images)
     found["scores"] = [float(score) for score in scores.score]
     found["agreement"] = None
     if reference is not None:
-        with open_engine(reference) as engine:
+        with load(reference) as engine:
             expected = engine.infer(images)
         found["agreement"] = {
             "reference": _told_of(reference, engine),
@@ -67,7 +66,7 @@ def device_report(
             "max_abs_map_diff": float(np.abs(scores.anomaly_map - expected.anomaly_map).max()),
         }
     paths = [str(path) for path in (model, reference) if path is not None]
-    commands = [worker_command(Path(path), None, None, None) for path in paths]
+    commands = [worker_command(path, None, None, None) for path in paths]
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(jetson.Watch()) if jetson.is_jetson() else None
         timings = benchmark(paths, commands, seconds, progress)

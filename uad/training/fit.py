@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from engines.errors import Doubt, UserError
+from engines.errors import UadWarning, UserError
 from engines.files import write_json
 from engines.images import RESIZE_RULE
 from engines.metadata import ModelInfo
@@ -208,7 +208,7 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
     )
     few = too_few(Counter(names), false_positive_rate)
     if few:
-        warnings.warn(few, Doubt, stacklevel=2)
+        warnings.warn(few, UadWarning, stacklevel=2)
     path = folder / MODEL
     save_checkpoint(path, model.cpu().state_to_save(), model.config, info, model.quantization)
     samples = test_samples(data.root, held_out.classes)  # a class that came while it trained is none of its own

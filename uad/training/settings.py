@@ -10,6 +10,7 @@ jsonargparse reads names, types and help off the signatures and docstrings of th
 import dataclasses
 import inspect
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, Optional, Type
 
@@ -23,10 +24,17 @@ from engines.errors import UserError
 from uad.data.module import AnomalyData
 from uad.models import model_class
 from uad.models.base import Model
-from uad.options import sentence
 from uad.training.callbacks import Bar, WholeFiles
 
 DEFAULT_MODEL = "stfpm"
+WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "names, as [a,b]",
+    "tuple": "two whole numbers, as [224,320]",
+    "str": "text, in a YAML file in quotes where it looks like a number",
+}
 TRAINER_DEFAULTS = {
     "devices": 1,
     "logger": False,
@@ -79,7 +87,7 @@ def set_up(
     try:
         checked = _parser(kind, True).parse_object({"model": settings, "data": data, "trainer": trainer}).as_dict()
     except ArgumentError as error:
-        raise UserError(f"{sentence(str(error))} (see uad fit --help)") from error
+        raise UserError(f"{_sentence(str(error))} (see uad fit --help)") from error
     checked["data"]["root"] = Path(os.path.expanduser(checked["data"]["root"]))
     if checked["model"].get("weights") is not None:
         checked["model"]["weights"] = os.path.expanduser(checked["model"]["weights"])
@@ -185,6 +193,18 @@ def trainer_help() -> str:
     parser = ArgumentParser(prog="uad fit", add_help=False)
     _add_trainer(parser)
     return _groups(parser)
+
+
+def _sentence(message: str) -> str:
+    """What jsonargparse says of a value of another type, as a person would say it."""
+    key = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"(?:Given value|Got value): (.*?)(?:\n|$)", message[max(message.rfind("Given value:"), 0) :])
+    if key is None or value is None:
+        return " ".join(message.split())
+    literals = [each.replace("'", "") for each in re.findall(r"typing\.Literal\[(.*?)\]", message)]
+    wanted = [words for kind, words in WANTED.items() if f"Expected a <class '{kind}'>" in message]
+    wanted += [f"one of {choices}" for choices in dict.fromkeys(literals)]
+    return f"--{key[1]} {value[1].rstrip('.')}: give {' or '.join(wanted) or 'another value'}"
 
 
 def _class_of(name: Optional[str], ckpt: Optional[Path]) -> Type[Model]:

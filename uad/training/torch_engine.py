@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from engines.base import Engine, Prediction
+from engines.metadata import ModelInfo
 from uad.training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -32,8 +33,10 @@ class TorchEngine(Engine):
         *,
         batch: Optional[int] = None,
         threads: Optional[int] = None,
+        lanes: int = 1,
         device: torch.device = CPU,
     ) -> None:
+        """Load a checkpoint; torch has one lane, whatever `lanes` is."""
         checkpoint = load_checkpoint(path)
         self.network, self.info = checkpoint.network, checkpoint.info
         if checkpoint.quantization is not None:
@@ -44,6 +47,11 @@ class TorchEngine(Engine):
         self.path, self.batch, self.device = str(path), batch or 1, device
         if threads:
             torch.set_num_threads(threads)
+
+    @classmethod
+    def read_info(cls, path: Union[str, Path]) -> ModelInfo:
+        """What a checkpoint says of itself."""
+        return load_checkpoint(path).info
 
     def run(self, images: np.ndarray) -> Prediction:
         with torch.inference_mode(), whole_float32():

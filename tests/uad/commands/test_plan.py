@@ -1,5 +1,5 @@
-"""`uad export --out engine.plan`, `uad test`, `uad bench`, `uad predict` and `uad doctor` as on a device, each in a
-process of its own and without torch; TensorRT and pycuda are fakes, see `fakes.site`.
+"""`uad export --out engine.plan`, `uad test`, `uad bench`, `uad predict` and `uad doctor` as on a device; TensorRT and
+pycuda are fakes. One test is a process of its own without torch, see `fakes.site`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import pytest
+from fakes.cuda import Gpu
 from fakes.tensorrt import RELEASES
 from graphs import save_tiny, with_readout
 from image_folders import bolts_and_nuts
 
 from engines.plan_file import read_description
+from uad import cli
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed")
 
@@ -37,7 +39,17 @@ sys.meta_path.insert(0, Blocker())
 from uad.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Done(NamedTuple):
+    """What a call of `uad` ended with."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +57,26 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bolts_and_nuts(tmp_path_factory.mktemp("images"))
 
 
-@pytest.fixture
-def uad(tmp_path: Path) -> Run:
-    """Runs `uad` on a machine with a release of TensorRT, in an empty folder."""
+def environment(release: str, gpu: str) -> dict[str, str]:
+    """Of a process that finds TensorRT and pycuda."""
+    paths = [TESTS / "fakes" / "site", TESTS, TESTS.parent]
+    return {"PYTHONPATH": os.pathsep.join(map(str, paths)), "FAKE_TENSORRT": release, "FAKE_GPU": gpu}
 
-    def run(*arguments: object, release: str = "8.5.2", gpu: str = "Xavier") -> subprocess.CompletedProcess[str]:
-        paths = [TESTS / "fakes" / "site", TESTS, TESTS.parent]
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, paths)))
-        environment.update(FAKE_TENSORRT=release, FAKE_GPU=gpu, XDG_CACHE_HOME=str(tmp_path / "cache"))
-        command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+
+@pytest.fixture
+def uad(
+    fake_gpu: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs `uad` on a machine with a release of TensorRT, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, release: str = "8.5.2", gpu: str = "Xavier") -> Done:
+        fake_gpu(release, Gpu(gpu))
+        for name, value in environment(release, gpu).items():  # of the processes that `uad bench` starts
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        return Done(code, *capsys.readouterr())
 
     return run
 
@@ -69,6 +91,20 @@ def scores(path: Path) -> np.ndarray:
         return np.array([float(row["score"]) for row in csv.DictReader(file)])
 
 
+@pytest.mark.slow
+def test_a_plan_is_built_and_run_without_torch(model: Path, root: Path, tmp_path: Path) -> None:
+    calibrate = ["--precision", "int8", "--calibration-data", root, "--calibration-images", 8]
+    for arguments in (
+        ["export", model, *calibrate, "--out", "engine.plan"],
+        ["test", "engine.plan", "--data.root", root, "--data.classes", "nut"],
+        ["predict", "engine.plan", root / "nut" / "test", "--out", "out"],
+    ):
+        command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+        around = {**os.environ, **environment("8.5.2", "Xavier"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, env=around, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("release", [RELEASES[0], RELEASES[-1]])
 def test_from_a_float_file_to_a_measured_int8_plan(
     release: str, uad: Run, model: Path, root: Path, tmp_path: Path
@@ -81,7 +117,7 @@ def test_from_a_float_file_to_a_measured_int8_plan(
     assert "read-out fitted again on" in done.stdout and "what it warns of is in engine.plan.json" in done.stdout
     info, plan = read_description(tmp_path / "engine.plan")
     assert info.precision == "int8" and info.calibration is not None and info.calibration["calibrator"] == "entropy"
-    given = f"--precision int8 --calibrator entropy --calibration-data {root.name} --calibration-classes [bolt,nut]"
+    given = f"--precision int8 --calibration-data {root.name} --calibration-classes [bolt,nut] --calibrator entropy"
     assert plan.command == f"uad export fp32.onnx {given} --out engine.plan"
     assert uad("export", model, *calibrate, "--out", "int8.onnx", release=release).returncode == 0
     found = {}
@@ -95,6 +131,7 @@ def test_from_a_float_file_to_a_measured_int8_plan(
     np.testing.assert_allclose(plan_scores, file_scores, rtol=0.05)  # ONNX Runtime rounds once more: engines.unsigned
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_jetsons_guide_run_one_after_the_other(uad: Run, root: Path, tmp_path: Path) -> None:
     """As the first owner of a Jetson types them, in a folder with model.onnx, IMAGES and PHOTOS."""
     blocks = (TESTS.parent / "docs" / "jetson.md").read_text(encoding="utf-8").split("```\n")[1::2]
@@ -303,6 +340,7 @@ def test_without_tensorrt_export_says_so_before_it_calibrates(
     assert "TensorRT does not load" in error_of(*command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/tensorrt.md"])
 def test_the_commands_of_a_page_that_make_and_use_plans_run_one_after_the_other(
     page: str, uad: Run, model: Path, root: Path, tmp_path: Path

@@ -27,10 +27,11 @@ def test_a_page_compares_files_with_the_first(tmp_path: Path, capsys: pytest.Cap
     assert "two.onnx: how right, how fast, how big" in html and "Speed and size" in html
 
 
-def test_a_run_knows_its_images(tiny_run: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_knows_its_images(real_run: Any, tmp_path: Path) -> None:
     flags = ["--seconds", "0.1", "--out", str(tmp_path / "report.html")]
-    assert cli.main(["report", str(tiny_run.out), str(tiny_run.onnx("int8")), *flags]) == 0
-    assert f"{tiny_run.out.name}, fp32, torch" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert cli.main(["report", str(real_run.out), str(real_run.onnx("int8")), *flags]) == 0
+    assert f"{real_run.out.name}, fp32, torch" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_mistakes(error_of: Callable[..., str], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.errors import Doubt  # noqa: E402
+from engines.errors import UadWarning  # noqa: E402
 from uad.data.cache import kept_targets, key_of  # noqa: E402
 
 IMAGES = torch.randint(0, 256, (20, 8, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -75,13 +75,13 @@ def test_the_key_is_not_there_before_the_files_are_whole(tmp_path: Path) -> None
 
 def test_without_room_nothing_is_kept_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.warns(Doubt, match="has no room"):
+    with pytest.warns(UadWarning, match="has no room"):
         assert kept_targets(Teacher(), IMAGES, tmp_path / "t", KEY) == []
     assert not (tmp_path / "t").exists()
 
 
 def test_what_float16_cannot_hold_is_not_kept_and_it_is_said(tmp_path: Path) -> None:
-    with pytest.warns(Doubt, match="float16"):
+    with pytest.warns(UadWarning, match="float16"):
         assert kept_targets(Teacher(1e4), IMAGES, tmp_path / "t", KEY) == []
     assert not (tmp_path / "t").exists()
 

@@ -9,7 +9,7 @@ from graphs import tiny_info
 from image_folders import SIZE, make_class, noise, save
 from PIL import Image
 
-from engines.errors import Doubt
+from engines.errors import UadWarning
 from uad.data import folder
 from uad.errors import DataError
 
@@ -187,7 +187,7 @@ def test_a_class_of_images_alone_beside_one_with_tests_is_taken_and_named(tmp_pa
     make_class(tmp_path, "nut", train=4)
     for index in range(3):
         save(noise(index), tmp_path / "bolt" / f"{index}.png")
-    with pytest.warns(Doubt, match="bolt without train and test, taken as good images"):
+    with pytest.warns(UadWarning, match="bolt without train and test, taken as good images"):
         assert len(folder.train_samples(tmp_path)) == 7
     assert list(folder.find_classes(tmp_path)) == ["bolt", "nut"]
 
@@ -209,7 +209,7 @@ def test_what_is_no_image_by_name_is_passed_over(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         assert len(folder.train_samples(tmp_path)) == 2
     (good / "video.mp4").write_text("x")
-    with pytest.warns(Doubt, match="1 file passed over, not images by name: .*video.mp4"):
+    with pytest.warns(UadWarning, match="1 file passed over, not images by name: .*video.mp4"):
         assert len(folder.train_samples(tmp_path)) == 2
 
 
@@ -300,7 +300,7 @@ def test_doubtful_masks_are_told_with_their_share(tmp_path: Path) -> None:
     inverted = np.full((SIZE, SIZE), 255, np.uint8)
     inverted[20:36, 24:40] = 0
     save(inverted, truth / "001_mask.png")
-    with pytest.warns(Doubt) as said:
+    with pytest.warns(UadWarning) as said:
         folder.check_samples(folder.test_samples(tmp_path))
     empty, full = sorted((str(each.message) for each in said), key=lambda text: "inverted" in text)
     assert "1 mask without a defective pixel" in empty and "000_mask.png" in empty

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from uad.data.masks import is_turned_in_place, read_masks, regions, shrink
 
+anything = settings(derandomize=True, deadline=None)
 ON = np.zeros((12, 16), bool)
 ON[2:6, 3:9] = True
 U8 = ON.astype(np.uint8)
@@ -140,3 +144,18 @@ def test_where_the_size_does_not_tell_it_is_said(
     image = photograph(tmp_path / "a.jpg", turn, size)
     Image.new("L", size).save(tmp_path / "mask.png")
     assert is_turned_in_place(image, [tmp_path / "mask.png"]) == expected
+
+
+@anything
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=24)), st.integers(1, 24), st.integers(1, 24))
+def test_a_pixel_of_a_smaller_mask_is_defective_where_any_of_its_sources_is(
+    mask: np.ndarray, height: int, width: int
+) -> None:
+    small = shrink(mask, (height, width))
+    assert small.shape == (height, width)
+    rows, columns = (
+        [range(i * full // side, -(-(i + 1) * full // side)) for i in range(side)]
+        for full, side in zip(mask.shape, (height, width))
+    )
+    expected = [[any(mask[y, x] for y in rows[i] for x in columns[j]) for j in range(width)] for i in range(height)]
+    np.testing.assert_array_equal(small, expected)

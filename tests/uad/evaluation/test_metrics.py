@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import spearmanr  # type: ignore[import-untyped,unused-ignore]
 from sklearn.metrics import (  # type: ignore[import-untyped,unused-ignore]
     precision_recall_curve,
@@ -408,3 +410,14 @@ def test_too_few_images_are_said_by_class() -> None:
     assert said.startswith("thresholds for 5% false alarms rest on few held-out images")
     assert "bolt 8% (12 images), gear 25% (3 images)" in said and "nut" not in said
     assert too_few({"nut": 60}, 0.05) == too_few({}, 0.05) == ""
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.floats(0, 1, exclude_max=True))
+def test_the_threshold_is_the_lowest_score_that_keeps_the_rate(scores: list[float], rate: float) -> None:
+    def share_above(threshold: float) -> float:
+        return sum(score > threshold for score in scores) / len(scores)
+
+    threshold = threshold_at(scores, rate)
+    assert threshold in scores and share_above(threshold) <= rate
+    assert all(share_above(score) > rate for score in scores if score < threshold)

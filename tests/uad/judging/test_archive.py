@@ -20,6 +20,7 @@ from image_folders import noise, save
 
 from engines.errors import UserError
 from uad import cli
+from uad.commands.choices import Running
 from uad.commands.predict import PredictOptions, archive, predict
 from uad.judging import archive as archive_module
 from uad.judging import parts as parts_module
@@ -28,9 +29,10 @@ from uad.judging.predictions import HEADER, Decision
 
 ROOT = Path(__file__).resolve().parents[3]
 ray = pytest.importorskip("ray", reason="Ray is not installed")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def large_photographs(folder: Path, count: int) -> Path:
 
 def options(model: Path, images: Path, out: Path, **more: Any) -> PredictOptions:
     return PredictOptions(
-        model, [images], out, **{"overlays": "none", "ray": "local", "runtime": "onnxruntime", **more}
+        model, [images], out, **{"overlays": "none", "ray": "local", "running": Running("onnxruntime"), **more}
     )
 
 

@@ -19,7 +19,8 @@ from image_folders import make_class, noise, save
 from PIL import Image
 
 import engines
-from engines.errors import Doubt, UserError
+from engines.errors import UadWarning, UserError
+from uad.commands.choices import Running
 from uad.commands.predict import PredictOptions, predict
 from uad.judging import decisions, overlays
 from uad.judging.decisions import AHEAD, MOST_THREADS, decide, regions_of
@@ -32,7 +33,7 @@ CLASSES = ["bolt", "nut"]
 
 def judge(model: Path, inputs: list[Path], out: Path) -> list[tuple[str, str]]:
     """(name, class) of each image that is judged."""
-    decisions = predict(PredictOptions(model, inputs, out, runtime="onnxruntime"))
+    decisions = predict(PredictOptions(model, inputs, out, running=Running(runtime="onnxruntime")))
     return [(Path(decision.image).name, decision.class_name) for decision in decisions]
 
 
@@ -185,7 +186,7 @@ def test_an_overlay_that_cannot_be_written_is_a_line_and_the_rest_goes_on(
         return folder / ("x" * 300 if photograph.stem == "1" else f"{photograph.stem}.png")
 
     monkeypatch.setattr("uad.judging.decisions.overlay_path", too_long)
-    with pytest.warns(Doubt, match="1.png has no overlay: .*File name too long"):
+    with pytest.warns(UadWarning, match="1.png has no overlay: .*File name too long"):
         judge(model, [tmp_path / f"{index}.png" for index in range(3)], tmp_path / "out")
     with open(tmp_path / "out" / "predictions.csv", newline="") as file:
         assert [bool(row["overlay"]) for row in csv.DictReader(file)] == [True, False, True]

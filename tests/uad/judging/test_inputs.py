@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 from graphs import save_tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from image_folders import noise, save
 
 from engines.errors import UserError
+from uad.commands.choices import Running
 from uad.commands.predict import PredictOptions, predict
 from uad.judging.inputs import find_photographs
 
@@ -55,7 +59,7 @@ def test_a_manifest_and_files_are_judged_each_photograph_once(name: str, tmp_pat
         tmp_path / name, [{"image": "b.png"}, {"image": "a.png"}, {"image": "./b.png"}, {"image": "no.png"}]
     )
     model = save_tiny(tmp_path / "model" / "a.onnx")
-    decisions = predict(PredictOptions(model, [path, image], tmp_path / "out", runtime="onnxruntime"))
+    decisions = predict(PredictOptions(model, [path, image], tmp_path / "out", running=Running(runtime="onnxruntime")))
     assert [Path(each.image).name for each in decisions] == ["b.png", "a.png", "no.png"]
     assert [each.decision == "unreadable" for each in decisions] == [False, False, True]
 
@@ -79,3 +83,24 @@ def test_a_manifest_that_is_empty_or_no_table_is_refused(name: str, tmp_path: Pa
     (tmp_path / name).write_bytes(b"image,class\n" if name.endswith("csv") else b"no table")
     with pytest.raises(UserError, match=f"{name} (has no rows|cannot be read as a manifest)"):
         find_photographs([tmp_path / name], CLASSES)
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=12)
+
+
+@settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(NAMES, st.sampled_from(["bolt", "nut", ""])), min_size=1, max_size=8))
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_says_what_was_written_into_it(kind: str, tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+    path = tmp_path / f"photographs.{kind}"
+    if kind == "csv":
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("class", "image"), *((name, f"{image}.png") for image, name in rows)])
+    else:
+        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        from pyarrow import parquet
+
+        columns = {"image": [f"{image}.png" for image, _ in rows], "class": [name for _, name in rows]}
+        parquet.write_table(pyarrow.table(columns), path)
+    expected = {tmp_path / f"{image}.png": name or None for image, name in rows}  # of one that comes twice the last
+    assert find_photographs([path], ["bolt", "nut"]) == expected

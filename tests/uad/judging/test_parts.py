@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from graphs import save_tiny
+from image_folders import noise, save
 
 from engines.errors import UserError
+from engines.model_file import read_info
 from uad.judging import parts as parts_module
+from uad.judging.archive import FAILED, Work, Worker
 from uad.judging.parts import Parts, table_of
-from uad.judging.predictions import Decision, Region
+from uad.judging.predictions import Decision, Region, digest_of
 
+pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
 
@@ -101,3 +107,22 @@ def test_a_name_that_is_no_text_is_found_again(model: Path, tmp_path: Path) -> N
         parts.append(table_of([decision(str(path))]))
     with Parts(tmp_path, model, resume=True) as parts:
         assert path in parts
+
+
+def test_a_worker_gives_a_row_for_each_photograph_and_one_for_its_own_failure(tmp_path: Path) -> None:
+    model, photograph = save_tiny(tmp_path / "a.onnx"), save(noise(0), tmp_path / "nut" / "a.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    asked = pyarrow.table(
+        {
+            "image": [b"a.png", b"bad.png"],
+            "path": [bytes(photograph), bytes(tmp_path / "bad.png")],
+            "class": pyarrow.array(["nut", None], pyarrow.string()),
+        }
+    )
+    work = Work(str(model), digest_of(model), "onnxruntime", 1, None, False, 100.0)
+    first, second = Worker(work)(asked).to_pylist()
+    assert (first["image"], first["class"], first["threshold"]) == ("a.png", "nut", read_info(model).thresholds["nut"])
+    assert (first["decision"] == "defect") == (first["score"] > first["threshold"])
+    assert (second["image"], second["decision"]) == ("bad.png", "unreadable") and "bad.png" in second["error"]
+    (failed,) = Worker(dataclasses.replace(work, digest="other"))(asked).to_pylist()
+    assert failed["decision"] == FAILED and "copy the model there" in failed["error"]

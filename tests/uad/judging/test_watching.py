@@ -21,7 +21,8 @@ from graphs import save_tiny
 from image_folders import noise, save
 from PIL import Image
 
-from engines.errors import Doubt, OutputError, UserError
+from engines.errors import OutputError, UadWarning, UserError
+from uad.commands.choices import Running
 from uad.commands.predict import PredictOptions, watch
 from uad.judging import watching
 from uad.judging.predictions import Decision, read_predictions
@@ -55,7 +56,7 @@ def watched(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     def start(**settings: object) -> list[Decision]:
         decisions: list[Decision] = []
         options = PredictOptions(
-            model, [], tmp_path / "out", watch=tmp_path / "line", runtime="onnxruntime", **settings
+            model, [], tmp_path / "out", watch=tmp_path / "line", running=Running(runtime="onnxruntime"), **settings
         )  # type: ignore[arg-type]
         threads.append(threading.Thread(target=watch, args=(options, stop, decisions.append)))
         threads[-1].start()
@@ -220,7 +221,7 @@ def test_where_the_system_watches_no_more_the_folder_is_looked_at(
 
     monkeypatch.setattr(observers.Observer, "start", full)
     (tmp_path / "line").mkdir()
-    with pytest.warns(Doubt, match="inotify watch limit"):
+    with pytest.warns(UadWarning, match="inotify watch limit"):
         arrivals = Arrivals(tmp_path / "line")
     path = save(noise(0), tmp_path / "line" / "0.png")
     assert arrivals.take() == arrivals.take() == {str(path)}

@@ -32,8 +32,11 @@ from uad.commands.export import ExportOptions, export  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402
 from uad.data import folder  # noqa: E402
 from uad.data.batches import Batch, GoodImages  # noqa: E402
+from uad.data.module import AnomalyData  # noqa: E402
+from uad.exporting.settings import Calibration, Plan  # noqa: E402
 from uad.models import MODELS, model_class  # noqa: E402
 from uad.training.checkpoint import load_checkpoint  # noqa: E402
+from uad.training.fit import finish  # noqa: E402
 from uad.training.fold import fold, parts_of  # noqa: E402
 
 SIZE = (64, 96)  # not square
@@ -52,12 +55,12 @@ FRESH = "import sys; from uad.training.torch_engine import TorchEngine; print(To
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A few steps of a model."""
+class Made:
+    """A model that took no training, and its files."""
 
     name: str
     root: Path  # the images
-    out: Path  # the run
+    out: Path  # as a run leaves it
 
     @property
     def ckpt(self) -> Path:
@@ -74,23 +77,39 @@ def small(name: str, **more: Any) -> Any:
     return model
 
 
+def nearly_learned(model: Any) -> Any:
+    """A student of the teacher's own form becomes the teacher with noisy weights: one that has learned."""
+    teacher, student = (getattr(model.network, name, None) for name in ("teacher", "student"))
+    if teacher is None or student is None or shapes(teacher) != shapes(student):
+        return model
+    student.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        for weight in student.parameters():
+            if weight.ndim == 4:
+                weight.add_(0.3 * weight.std() * torch.randn_like(weight))
+    return model
+
+
+def shapes(part: Any) -> dict[str, Any]:
+    return {name: value.shape for name, value in part.state_dict().items()}
+
+
 @pytest.fixture(scope="module", params=MODELS)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp(request.param)
     for name in CLASSES:
         make_class(folder / "images", name, train=8)
-    options = FitOptions(
-        out=folder / "run",
-        data={"root": folder / "images", "image_size": SIZE, "batch_size": 4},
-        model={"name": request.param, **SETTINGS[request.param]},
-        trainer={"max_epochs": 3, "accelerator": "cpu"},
-    )
-    assert fit(options) == folder / "run" / "model.ckpt"
-    run = Trained(request.param, folder / "images", folder / "run")
+    model = nearly_learned(small(request.param))
+    data = AnomalyData(folder / "images", image_size=SIZE, batch_size=4)
+    data.setup("fit")
+    model.prepare(data.some_for_training(model.images_of_each_class, "Preparing"))
+    finish(model, data, 0.05, folder)
+    made = Made(request.param, folder / "images", folder)
     for precision in PRECISIONS:
-        data = str(run.root) if precision == "int8" else None
-        export(ExportOptions(run.ckpt, run.onnx(precision), precision=precision, calibration_data=data))
-    return run
+        images = str(made.root) if precision == "int8" else None
+        source = made.ckpt if precision == "fp32" else made.onnx("fp32")
+        export(ExportOptions(source, made.onnx(precision), precision=precision, calibration=Calibration(data=images)))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +117,21 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (4, *SIZE, 3), np.uint8)
 
 
-def test_a_few_steps_lower_the_loss(trained: Trained) -> None:
-    rows = list(csv.DictReader((trained.out / "train.csv").read_text().splitlines()))
-    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_few_steps_lower_the_loss(name: str, images: np.ndarray) -> None:
+    model = small(name)
+    batch = Batch(torch.from_numpy(images[:2]), torch.tensor([0, 1]))
+    model.prepare(GoodImages(batch.image, batch.label, CLASSES))
+    model.train()
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], 1e-3)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = model.loss(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[3:]) < losses[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -124,8 +155,8 @@ def _is_trained(part: Any) -> bool:
     return any(parameter.requires_grad for parameter in part.parameters())
 
 
-def test_maps_are_not_negative_and_the_score_is_a_mean_of_map_pixels(trained: Trained, images: np.ndarray) -> None:
-    checkpoint = load_checkpoint(trained.ckpt)
+def test_maps_are_not_negative_and_the_score_is_a_mean_of_map_pixels(made: Made, images: np.ndarray) -> None:
+    checkpoint = load_checkpoint(made.ckpt)
     with torch.no_grad():
         score, anomaly_map = checkpoint.network(torch.from_numpy(images))
     stride = checkpoint.info.map_stride
@@ -137,12 +168,12 @@ def test_maps_are_not_negative_and_the_score_is_a_mean_of_map_pixels(trained: Tr
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_an_engine_scores_as_the_module_does(trained: Trained, precision: str) -> None:
-    good = [sample for sample in folder.test_samples(trained.root) if not sample.is_defect]
+def test_an_engine_scores_as_the_module_does(made: Made, precision: str) -> None:
+    good = [sample for sample in folder.test_samples(made.root) if not sample.is_defect]
     images = folder.load_images(good, SIZE)
     with torch.no_grad():
-        expected = load_checkpoint(trained.ckpt).network(torch.from_numpy(images))[0].numpy()
-    with engines.load(trained.onnx(precision), "onnxruntime") as engine:
+        expected = load_checkpoint(made.ckpt).network(torch.from_numpy(images))[0].numpy()
+    with engines.load(made.onnx(precision), "onnxruntime") as engine:
         found = engine.infer(images)
     assert np.isfinite(found.score).all() and np.isfinite(found.anomaly_map).all()
     np.testing.assert_allclose(found.score, expected, rtol=TOLERANCES[precision])
@@ -150,13 +181,13 @@ def test_an_engine_scores_as_the_module_does(trained: Trained, precision: str) -
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_plan_for_a_jetson_scores_as_its_file_does(
-    trained: Trained, precision: str, images: np.ndarray, fake_gpu: Callable[..., Any], tmp_path: Path
+    made: Made, precision: str, images: np.ndarray, fake_gpu: Callable[..., Any], tmp_path: Path
 ) -> None:
     # The fake rounds to float16 what TensorRT 8.5 may: had a layer of the head been left free, scores would differ.
     pytest.importorskip("polygraphy")
     fake_gpu("8.5.2")
-    file = trained.onnx(precision)
-    export(ExportOptions(file, tmp_path / "engine.plan", batch=4))
+    file = made.onnx(precision)
+    export(ExportOptions(file, tmp_path / "engine.plan", plan=Plan(batch=4)))
     with engines.load(tmp_path / "engine.plan") as engine:
         found = engine.infer(images)
     for one, other in zip(
@@ -166,13 +197,13 @@ def test_a_plan_for_a_jetson_scores_as_its_file_does(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_target_takes_the_files(trained: Trained, precision: str) -> None:
+def test_every_target_takes_the_files(made: Made, precision: str) -> None:
     for target in TARGETS:
-        assert check(CheckOptions(trained.onnx(precision), target)) == []  # type: ignore[arg-type]
+        assert check(CheckOptions(made.onnx(precision), target)) == []  # type: ignore[arg-type]
 
 
-def test_int8_quantizes_every_convolution_of_the_backbone(trained: Trained) -> None:
-    nodes = load_model(trained.onnx("int8")).graph.node
+def test_int8_quantizes_every_convolution_of_the_backbone(made: Made) -> None:
+    nodes = load_model(made.onnx("int8")).graph.node
     made_by = {output: node for node in nodes for output in node.output}
     convolutions = [n for n in nodes if n.op_type in CONVOLUTIONS and not n.name.startswith((HEAD, NORMALIZE))]
     assert convolutions
@@ -180,23 +211,26 @@ def test_int8_quantizes_every_convolution_of_the_backbone(trained: Trained) -> N
         assert made_by[node.input[1]].op_type == "DequantizeLinear", node.name
 
 
-def test_the_description_travels(trained: Trained) -> None:
-    info = read_info(trained.onnx("fp32"))
-    assert isinstance(info, ModelInfo) and info.model == trained.name
+def test_the_description_travels(made: Made) -> None:
+    info = read_info(made.onnx("fp32"))
+    assert isinstance(info, ModelInfo) and info.model == made.name
     assert (info.size, info.classes) == (SIZE, CLASSES)
     assert len(info.mean) == len(info.std) == 3 and min(info.std) > 0
 
 
-def test_quantization_aware_training_runs_and_its_checkpoint_loads_in_a_fresh_process(trained: Trained) -> None:
-    out = trained.out.with_name("qat")
-    options = FitOptions(
-        out=out,
-        ckpt=trained.ckpt,
-        data={"root": trained.root, "image_size": SIZE, "batch_size": 4},
-        model={"calibration_images": 8},
-        trainer={"max_epochs": 1, "accelerator": "cpu"},
-    )
-    fit(options)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_real_training_and_one_under_fake_quantization_end_in_a_file(name: str, tmp_path: Path) -> None:
+    for class_name in CLASSES:
+        make_class(tmp_path / "images", class_name, train=8)
+    data = {"root": tmp_path / "images", "image_size": SIZE, "batch_size": 4}
+    trainer = {"max_epochs": 3, "accelerator": "cpu"}
+    ckpt = fit(FitOptions(out=tmp_path / "run", data=data, model={"name": name, **SETTINGS[name]}, trainer=trainer))
+    rows = list(csv.DictReader((tmp_path / "run" / "train.csv").read_text().splitlines()))
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    out = tmp_path / "qat"
+    trainer = {"max_epochs": 1, "accelerator": "cpu"}
+    fit(FitOptions(out=out, ckpt=ckpt, data=data, model={"calibration_images": 8}, trainer=trainer))
     done = subprocess.run([sys.executable, "-c", FRESH, str(out / "model.ckpt")], capture_output=True, text=True)
     assert done.stdout.strip() == "int8 simulated", done.stderr
     export(ExportOptions(out / "model.ckpt", out / "int8.onnx", precision="int8"))
@@ -205,9 +239,9 @@ def test_quantization_aware_training_runs_and_its_checkpoint_loads_in_a_fresh_pr
     assert info.precision == "int8" and info.calibration is not None and info.calibration["trained_steps"] == 3
 
 
-def test_a_model_from_a_checkpoint_opens_no_file(trained: Trained) -> None:
-    config = {**load_checkpoint(trained.ckpt).config, "weights": "/absent/weights.pth"}
-    model_class(trained.name).from_config(config)
+def test_a_model_from_a_checkpoint_opens_no_file(made: Made) -> None:
+    config = {**load_checkpoint(made.ckpt).config, "weights": "/absent/weights.pth"}
+    model_class(made.name).from_config(config)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -82,7 +82,7 @@ def test_the_code_of_the_autoencoder_is_64_numbers_of_the_whole_image(model: Any
     assert restored.shape == (2, CHANNELS, SIZE[0] // STRIDE, SIZE[1] // STRIDE)
 
 
-@pytest.mark.filterwarnings("always::engines.errors.Doubt")
+@pytest.mark.filterwarnings("always::engines.errors.UadWarning")
 def test_the_penalty_reads_its_folder_and_its_absence_is_said(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

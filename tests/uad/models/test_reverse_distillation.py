@@ -21,7 +21,7 @@ def images() -> Any:
 
 
 def test_every_backbone_has_a_mirror() -> None:
-    assert MIRRORS.keys() == BACKBONES.keys()
+    assert MIRRORS.keys() == BACKBONES.keys() - {"tiny"}  # of tests
 
 
 @pytest.mark.parametrize("upsampling", ["transposed", "resize"])

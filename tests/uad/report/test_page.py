@@ -214,6 +214,7 @@ def test_scores_with_a_long_tail_have_a_logarithmic_axis(browser: Any, tmp_path:
     page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
 def test_it_fits_a_phone_and_a_desk_in_the_light_and_in_the_dark(

@@ -37,7 +37,7 @@ def test_a_loaded_network_scores_as_the_saved_one(tiny_run: Any) -> None:
     assert anomaly_map.shape == (2, 64 // info.map_stride, 64 // info.map_stride)
     assert info.classes == ["bolt", "nut"] and set(info.thresholds) == {"bolt", "nut"}
     assert len(info.checkpoint_sha256) == 64
-    assert checkpoint.config["backbone"] == "resnet18" and checkpoint.quantization is None
+    assert checkpoint.config["backbone"] == "tiny" and checkpoint.quantization is None
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

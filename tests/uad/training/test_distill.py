@@ -39,6 +39,7 @@ def run(images: Path, out: Path, *flags: object) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_file_is_a_teacher(images: Path, tmp_path: Path) -> None:
     short = run(images, tmp_path / "short.pth", "--steps", "1", "--lr", "1e-3")
     long = run(images, tmp_path / "long.pth", "--steps", "60", "--lr", "1e-3")
@@ -50,6 +51,7 @@ def test_it_learns_and_its_file_is_a_teacher(images: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_teacher_of_patches_is_one_of_uninformed_students(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

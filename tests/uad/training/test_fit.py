@@ -16,14 +16,13 @@ from image_folders import make_class
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+from small_fit import FIT, REAL  # noqa: E402
+
 from uad import cli  # noqa: E402
 from uad.models import model_class  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training.fit import epochs_of, has_no_length  # noqa: E402
 from uad.training.settings import set_up  # noqa: E402
-
-FIT = ["--model.backbone", "resnet18", "--model.weights", "none", "--data.image_size", "64"]
-FIT += ["--data.batch_size", "4", "--trainer.accelerator", "cpu"]
 
 
 def fit(root: Path, out: Path, *flags: str) -> dict[str, Any]:
@@ -51,9 +50,11 @@ def test_two_runs_with_one_seed_give_one_result_and_another_seed_another(tiny_ru
     assert not same(state(tiny_run.out), other)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(tiny_run: Any, tmp_path: Path) -> None:
     out, count = tmp_path / "run", 6
-    arguments = ["fit", "--data.root", str(tiny_run.root), "--out", str(out), *FIT, "--trainer.max_epochs", str(count)]
+    arguments = ["fit", "--data.root", str(tiny_run.root), "--out", str(out), *FIT, *REAL]
+    arguments += ["--trainer.max_epochs", str(count)]
     process = subprocess.Popen([sys.executable, "-m", "uad.cli", *arguments], stderr=subprocess.DEVNULL)
     try:
         while not (out / "train.csv").is_file() or len(epochs(out)) < 2:
@@ -141,7 +142,8 @@ def test_a_model_is_given_drawn_defects_where_it_restores_them(
 
     monkeypatch.setattr(model_class(name), "loss", seen_loss)
     make_class(tmp_path / "images", "nut", train=8)
-    fit(tmp_path / "images", tmp_path / "run", "--model", name, "--trainer.max_epochs", "1")
+    one = ("--model", name, *REAL, "--trainer.max_epochs", "1")  # no decoder fits the tiny one
+    fit(tmp_path / "images", tmp_path / "run", *one)
     assert seen and set(seen) == {expected}
 
 

@@ -16,14 +16,13 @@ from image_folders import make_class
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+from small_fit import FIT  # noqa: E402
+
 from engines.errors import OutputError  # noqa: E402
 from uad import cli  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training import run as run_folder  # noqa: E402
 from uad.training.checkpoint import write_tensors  # noqa: E402
-
-FIT = ["--model.backbone", "resnet18", "--model.weights", "none", "--data.image_size", "64"]
-FIT += ["--data.batch_size", "4", "--trainer.accelerator", "cpu"]
 
 
 def fit_arguments(root: Path, out: Path, *flags: str) -> list[str]:

@@ -10,7 +10,7 @@ JETSON_TESTS := tests/engines tests/export tests/uad/commands tests/uad/evaluati
 
 # What runs on the Jetson, for the last mypy that knows Python 3.8, and for vermin, which knows its library.
 ON_JETSON := engines export uad/commands uad/evaluation uad/exporting uad/judging uad/report uad/data/files.py uad/data/folder.py \
-	uad/data/defects.py uad/cli.py uad/errors.py uad/options.py uad/progress.py uad/tables.py
+	uad/data/defects.py uad/cli.py uad/command_line.py uad/errors.py uad/options.py uad/progress.py uad/tables.py
 
 .PHONY: demo test test-all jetson check format
 
@@ -47,6 +47,6 @@ format: .venv/installed
 .venv-jetson/installed: pyproject.toml docker/jetson-constraints.txt
 	$(PYTHON38) -m venv .venv-jetson
 	.venv-jetson/bin/python -m pip install --quiet --constraint docker/jetson-constraints.txt \
-		numpy pillow onnx onnxruntime scikit-learn scipy jsonargparse rich polygraphy pytest pytest-timeout pytest-xdist hypothesis \
+		numpy pillow onnx onnxruntime scikit-learn scipy pyyaml rich polygraphy pytest pytest-timeout pytest-xdist hypothesis \
 		mypy==1.11.2 types-PyYAML vermin==1.6.0
 	touch $@

@@ -26,9 +26,17 @@ def test_the_readme_holds_the_committed_results(monkeypatch: pytest.MonkeyPatch)
     sys.modules.pop("readme")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_every_page_of_results_is_made_from_its_figures(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def training() -> None:
+    """Training is installed, and imported, which takes its time."""
     pytest.importorskip("lightning", reason="training is not installed")
+    import uad.training.fit  # noqa: F401
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_every_page_of_results_is_made_from_its_figures(
+    path: Path, training: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module(path.stem.partition("-")[0])
     made = module.page(json.loads(path.read_text(encoding="utf-8")))
@@ -36,9 +44,11 @@ def test_every_page_of_results_is_made_from_its_figures(path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_can_be_given(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_a_page_can_be_given(
+    page: Path, training: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its options are there and go together; `make test-all` runs some of them."""
-    from uad.options import parse
+    from uad.command_line import parse
 
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
@@ -47,7 +57,6 @@ def test_every_command_of_a_page_can_be_given(page: Path, tmp_path: Path, monkey
     for name, *arguments in commands_of(page):
         module = importlib.import_module(f"uad.commands.{name}")
         if name == "fit":
-            pytest.importorskip("lightning", reason="training is not installed")
             options = parse(module.FitOptions, module.as_settings(arguments), name)
             settings_serve(options)
         else:
@@ -73,10 +82,9 @@ def settings_serve(options: Any) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
-def test_every_config_can_be_read(config: Path) -> None:
-    pytest.importorskip("lightning", reason="training is not installed")
+def test_every_config_can_be_read(config: Path, training: None) -> None:
+    from uad.command_line import parse
     from uad.commands.fit import FitOptions
-    from uad.options import parse
 
     is_quantized = config.stem.endswith("_qat")
     more = ["--ckpt", "RUN/model.ckpt"] if is_quantized else []

@@ -7,9 +7,10 @@ from typing import List, Literal, Optional
 import pytest
 
 from engines.errors import UserError
+from uad.command_line import parse
 from uad.commands.export import ExportOptions
 from uad.exporting.settings import Calibration
-from uad.options import about, above_zero, at_least, check_fields, parse, positional
+from uad.options import about, above_zero, at_least, check_fields, positional
 
 
 @dataclass

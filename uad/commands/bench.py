@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from engines.files import check_output, write_json
+from uad.command_line import parse
 from uad.commands.choices import Running
-from uad.options import about, above_zero, at_least, check_fields, parse, part, positional
+from uad.options import about, above_zero, at_least, check_fields, part, positional
 
 
 @dataclass

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Sequence
 
+from uad.command_line import parse
 from uad.commands.choices import Checked
-from uad.options import about, check_fields, parse, positional
+from uad.options import about, check_fields, positional
 
 if TYPE_CHECKING:
     from export.dla import Layer

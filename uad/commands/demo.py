@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple
 
 from engines.cpu import cpu_flags, saturates
 from engines.files import make_folder
+from uad.command_line import parse
 from uad.commands import bench, export, fit, predict, test
 from uad.data.synthetic import DEMO, GOOD, draw_dataset
-from uad.options import about, check_fields, parse
+from uad.options import about, check_fields
 from uad.tables import markdown
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import Literal, Sequence
 
 from engines.errors import UserError
 from engines.files import check_output
+from uad.command_line import parse
 from uad.commands.fit import require_training
-from uad.options import about, above_zero, at_least, check_fields, parse
+from uad.options import about, above_zero, at_least, check_fields
 
 
 @dataclass

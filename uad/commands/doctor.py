@@ -11,7 +11,8 @@ from engines.cpu import cpu_fields, cpu_flags, saturates
 from engines.errors import UserError
 from engines.files import check_output, write_json
 from engines.plan_file import SUFFIX
-from uad.options import about, above_zero, check_fields, parse
+from uad.command_line import parse
+from uad.options import about, above_zero, check_fields
 
 if TYPE_CHECKING:
     import onnx
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 PACKAGES = {
     "export and calibration": (
         ".",
-        ("numpy", "pillow", "onnx", "onnxruntime", "scikit-learn", "scipy", "jsonargparse", "rich"),
+        ("numpy", "pillow", "onnx", "onnxruntime", "scikit-learn", "scipy", "pyyaml", "rich"),
     ),
     "training": (
         ".[train]",
-        ("torch", "torchvision", "lightning", "torchmetrics", "pytorch-quantization"),
+        ("torch", "torchvision", "lightning", "torchmetrics", "pytorch-quantization", "jsonargparse"),
     ),
     "the fastest runtime on a CPU": (".[openvino]", ("openvino",)),
     "TensorRT plans on an NVIDIA GPU": (".[tensorrt]", ("tensorrt", "pycuda", "polygraphy")),

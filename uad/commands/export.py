@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Dict, Literal, Optional, Sequence
 from engines.errors import UserError
 from engines.plan_file import SUFFIX
 from export.errors import ExportError
+from uad.command_line import parse
 from uad.commands.choices import Reading, Target
 from uad.exporting.settings import TENSORRT_ENTROPY, WORKSPACE_MB, Calibration, Choice, Plan
-from uad.options import about, check_fields, given_fields, parse, part, positional, refuse_given
+from uad.options import about, check_fields, given_fields, part, positional, refuse_given
 
 if TYPE_CHECKING:
     import onnx

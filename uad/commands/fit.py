@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from engines.errors import RuntimeNotInstalled, UserError
+from uad.command_line import parse, parser_of
 from uad.commands.choices import Reading
-from uad.options import about, check_fields, parse, parser_of, part
+from uad.options import about, check_fields, part
 
 
 @dataclass

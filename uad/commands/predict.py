@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
 
 from engines import read_info
 from engines.errors import UserError
+from uad.command_line import parse
 from uad.commands.choices import Overlays, Reading, Running
-from uad.options import about, check_fields, parse, part, positional
+from uad.options import about, check_fields, part, positional
 
 if TYPE_CHECKING:
     from engines import Engine, ModelInfo

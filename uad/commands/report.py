@@ -9,8 +9,9 @@ from typing import Dict, List, Optional, Sequence
 from engines.cpu import cpu_fields
 from engines.errors import RuntimeNotInstalled, UserError
 from engines.files import check_output, write_text
+from uad.command_line import parse
 from uad.commands.choices import Reading, Running
-from uad.options import about, above_zero, check_fields, parse, part, positional
+from uad.options import about, above_zero, check_fields, part, positional
 
 CHECKPOINT, CONFIG = "model.ckpt", "config.yaml"  # of a run
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 from engines import Engine
 from engines.errors import UserError
 from engines.files import check_output, write_json
+from uad.command_line import parse
 from uad.commands.choices import DataOptions, Reading, Running
-from uad.options import about, at_least, check_fields, parse, part, positional
+from uad.options import about, at_least, check_fields, part, positional
 
 if TYPE_CHECKING:
     from uad.evaluation.evaluate import ScoredImage

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
 
 from engines.errors import UserError
 from engines.plan_file import SUFFIX
+from uad.command_line import parse
 from uad.commands.choices import DataOptions, Reading, Running
-from uad.options import about, check_fields, parse, part, positional
+from uad.options import about, check_fields, part, positional
 
 if TYPE_CHECKING:
     from engines.metadata import ModelInfo

@@ -1,8 +1,10 @@
 """The models of the project, one file each; `uad.models.base` says what a model is."""
 
+import functools
 import importlib
 from typing import TYPE_CHECKING, Dict, Type
 
+from engines.entry_points import entry_points
 from engines.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,14 +19,23 @@ MODELS: Dict[str, str] = {
 }
 
 
+@functools.lru_cache(maxsize=None)
+def models() -> Dict[str, str]:
+    """Name -> "module:Class": `MODELS`, then those of other packages, entry points of the group `uad.models`."""
+    found = dict(MODELS)
+    for name, (module, attribute) in entry_points("uad.models").items():
+        found.setdefault(name, f"{module}:{attribute}")
+    return found
+
+
 def model_class(name: str) -> "Type[Model]":
-    """The class of a name in `MODELS`.
+    """The class of a name in `models()`.
 
     Raises:
         UserError: an unknown name.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model '{name}': choose one of {', '.join(MODELS)}")
-    module, _, class_name = MODELS[name].partition(":")
+    if name not in models():
+        raise UserError(f"unknown model '{name}': choose one of {', '.join(models())}")
+    module, _, class_name = models()[name].partition(":")
     found: Type[Model] = getattr(importlib.import_module(module), class_name)
     return found

@@ -19,7 +19,8 @@ class Model(LightningModule, abc.ABC):
         network: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, h, w), float32, both >= 0; higher is more
             anomalous, and the score is a mean of map pixels. It is exactly what is exported. Its children `normalize`
             and `head` stay in float32. The parts between them can be traced by torch.fx, are folded and quantized, and
-            know nothing of it. What only training needs, such as an attention block, belongs to the model instead.
+            know nothing of it; a part holds layers, and is none itself. What only training needs, such as an attention
+            block, belongs to the model instead.
         config: the arguments of the constructor, plain values.
         description: what `engines.ModelInfo` says of the network: model, backbone, map_stride, mean and std.
         image_multiple: H and W are multiples of it, pixels.

@@ -24,7 +24,7 @@ import torch
 from engines.files import replacing
 from engines.metadata import ModelInfo
 from uad.errors import CheckpointError
-from uad.models import MODELS, model_class
+from uad.models import model_class, models
 from uad.models.backbones import load_safely
 from uad.training.fold import fold
 
@@ -107,7 +107,7 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
     """
     content = load_safely(Path(path))
     name = content.get("model")
-    if content.get("program") != PROGRAM or not isinstance(name, str) or name not in MODELS:
+    if content.get("program") != PROGRAM or not isinstance(name, str) or name not in models():
         raise CheckpointError(f"{path} is not a model of uad: give the model.ckpt that uad fit writes")
     if content.get("format") != FORMAT:
         found = content.get("format")

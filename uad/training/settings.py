@@ -1,6 +1,6 @@
 """The settings of a training, as the command line, a YAML file or Python gives them, to the objects they describe.
 
-    model     the arguments of a model's class, and "name", a key of `uad.models.MODELS`
+    model     the arguments of a model's class, and "name", a key of `uad.models.models()`
     data      those of `uad.data.module.AnomalyData`
     trainer   those of `lightning.Trainer`
 

@@ -14,11 +14,24 @@ from onnx import numpy_helper
 
 NORMALIZE = "/normalize/"
 HEAD = "/head/"
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 def in_backbone(node: onnx.NodeProto) -> bool:
     """Whether a node lies between the input normalisation and the distance head."""
     return not node.name.startswith((NORMALIZE, HEAD))
+
+
+def backbone_convolutions(model: onnx.ModelProto) -> List[onnx.NodeProto]:
+    """The convolutions and transposed convolutions of the backbone, in graph order."""
+    return [node for node in model.graph.node if node.op_type in CONVOLUTIONS and in_backbone(node)]
+
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that may be changed."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied
 
 
 def constants(model: onnx.ModelProto) -> Dict[str, np.ndarray]:

@@ -13,7 +13,16 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from engines.graph import attribute, constants, consumers, drop_nodes, remove_unused_constants, rename_input, sort_nodes
+from engines.graph import (
+    attribute,
+    constants,
+    consumers,
+    copy_of,
+    drop_nodes,
+    remove_unused_constants,
+    rename_input,
+    sort_nodes,
+)
 
 
 def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -90,8 +99,7 @@ def along(axis: int, scale: np.ndarray, dimensions: int) -> np.ndarray:
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
+    copied = copy_of(model)
     del copied.graph.value_info[:]
     return copied
 

@@ -11,8 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engines.graph import constants, in_backbone, producers, remove_unused_constants
-from export.placement import CONVOLUTIONS
+from engines.graph import backbone_convolutions, constants, copy_of, producers, remove_unused_constants
 from export.quantize import observe
 
 CORRECTION_IMAGES = 32  # spread over the classes
@@ -41,8 +40,7 @@ def correct_biases(
     layers = by_depth(model)
     outputs = {name: tensor for group in layers for name, tensor in group.items()}
     expected = _channel_means(model, list(outputs.values()), images)
-    corrected = onnx.ModelProto()
-    corrected.CopyFrom(quantized)
+    corrected = copy_of(quantized)
     nodes = {node.name: node for node in corrected.graph.node}
     values = constants(quantized)
     for group in layers:
@@ -58,12 +56,12 @@ def correct_biases(
 
 def by_depth(model: onnx.ModelProto) -> List[Dict[str, str]]:
     """Convolutions of the backbone with a bias -> their output; those together that lie behind equally many others."""
-    fixed = constants(model)
+    fixed, convolutions = constants(model), {node.name for node in backbone_convolutions(model)}
     depth: Dict[str, int] = {}
     groups: Dict[int, Dict[str, str]] = {}
     for node in model.graph.node:
         behind = max((depth.get(name, 0) for name in node.input), default=0)
-        if node.op_type in CONVOLUTIONS and in_backbone(node) and len(node.input) > 2 and node.input[2] in fixed:
+        if node.name in convolutions and len(node.input) > 2 and node.input[2] in fixed:
             groups.setdefault(behind, {})[node.name] = node.output[0]
             behind += 1
         depth.update(dict.fromkeys(node.output, behind))
@@ -79,8 +77,7 @@ def _up_to(model: onnx.ModelProto, outputs: Iterable[str]) -> onnx.ModelProto:
         if node is not None and node.name not in needed:
             needed.add(node.name)
             waiting += node.input
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
+    part = copy_of(model)
     kept = [node for node in part.graph.node if node.name in needed]
     del part.graph.node[:]
     part.graph.node.extend(kept)

@@ -9,7 +9,7 @@ from typing import Dict, FrozenSet, List, Optional
 import numpy as np
 import onnx
 
-from engines.graph import attribute, bypass, constants, consumers, in_backbone, producers
+from engines.graph import CONVOLUTIONS, attribute, bypass, constants, consumers, copy_of, in_backbone, producers
 from engines.qdq import integer_weights
 from export import placement
 from export.errors import ExportError
@@ -124,8 +124,7 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
         return []
     values = _fixed(model)
     read_by = consumers(model)
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
+    plain = copy_of(model)
     bypass(plain, ("QuantizeLinear", "DequantizeLinear"))
     plain_adds = {node.name: node for node in plain.graph.node if node.op_type == "Add"}
     plain_made_by, plain_read_by = producers(plain), consumers(plain)
@@ -133,7 +132,7 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
             problems.append(f"{node.name}: BatchNormalization must be folded into the convolution before it")
-        if node.op_type in placement.CONVOLUTIONS and _is_dequantized(node.input[0], made_by):
+        if node.op_type in CONVOLUTIONS and _is_dequantized(node.input[0], made_by):
             weight = made_by.get(node.input[1])
             if weight is None or weight.op_type != "DequantizeLinear":
                 problems.append(f"{node.name}: the input is quantized, the weights are not")
@@ -150,11 +149,11 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
             add = plain_adds[node.name]
             skip = list(add.input).index(placement.skip_branch(add, plain_made_by, plain_read_by))
             fused = made_by.get(node.input[1 - skip])
-            in_float = fused is not None and fused.op_type in placement.CONVOLUTIONS
+            in_float = fused is not None and fused.op_type in CONVOLUTIONS
             in_float = in_float and not _is_dequantized(fused.input[0], made_by)  # type: ignore[union-attr]
             if not in_float and not _is_dequantized(node.input[skip], made_by):
                 problems.append(f"{node.name}: the skip branch of the residual Add has no Q/DQ")
-        if node.op_type in placement.CONVOLUTIONS:
+        if node.op_type in CONVOLUTIONS:
             pairs = [reader for reader in read_by.get(node.output[0], []) if reader.op_type == "QuantizeLinear"]
             behind = [
                 reader

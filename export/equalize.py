@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engines.graph import attribute, constants, consumers, in_backbone, producers, remove_unused_constants
+from engines.graph import attribute, constants, consumers, copy_of, in_backbone, producers, remove_unused_constants
 from export.quantize import observe
 
 LIMIT = 64.0  # the greatest factor: a channel that is nearly dead is not blown up
@@ -37,8 +37,7 @@ def equalize(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.Model
         CalibrationError: no image, or activations that are not finite.
     """
     pairs = equalizable(model)
-    equalized = onnx.ModelProto()
-    equalized.CopyFrom(model)
+    equalized = copy_of(model)
     if not pairs:
         return equalized
     amax: Dict[str, np.ndarray] = {}

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from engines.graph import constants, in_backbone, remove_unused_constants, rename_input
+from engines.graph import constants, copy_of, in_backbone, remove_unused_constants, rename_input
 from export.quantize import observe
 
 # Inputs that ONNX defines as float32 (or integers) whatever the data is.
@@ -63,8 +63,7 @@ def to_float16(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> onnx
         model: the float32 graph.
         keep_float: names of nodes of the backbone that stay in float32; see `beyond_float16`.
     """
-    half = onnx.ModelProto()
-    half.CopyFrom(model)
+    half = copy_of(model)
     del half.graph.value_info[:]
     graph = half.graph
     values = constants(half)

@@ -22,9 +22,7 @@ from typing import Collection, Dict, List, Set
 
 import onnx
 
-from engines.graph import attribute, constants, consumers, in_backbone, producers
-
-CONVOLUTIONS = ("Conv", "ConvTranspose")
+from engines.graph import CONVOLUTIONS, attribute, backbone_convolutions, constants, consumers, in_backbone, producers
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,7 @@ def place(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> Placement
     activations = _activations(model, names, keep_float)
     residuals = _unfused_residuals(model, {tensor.name for tensor in activations}, keep_float)
     layers = [
-        node.name
-        for node in model.graph.node
-        if node.op_type in CONVOLUTIONS and in_backbone(node) and node.input[1] in names and node.name not in keep_float
+        node.name for node in backbone_convolutions(model) if node.input[1] in names and node.name not in keep_float
     ]
     return Placement(activations, weights, residuals, layers)
 
@@ -135,10 +131,8 @@ def _weights(model: onnx.ModelProto, keep_float: Collection[str]) -> List[Quanti
     """Rule 2."""
     fixed = constants(model)
     placed: Dict[str, QuantizedWeight] = {}
-    for node in model.graph.node:
-        if node.name in keep_float:
-            continue
-        if node.op_type in CONVOLUTIONS and in_backbone(node) and node.input[1] in fixed:
+    for node in backbone_convolutions(model):
+        if node.name not in keep_float and node.input[1] in fixed:
             grouped = (attribute(node, "group") or 1) != 1
             if node.op_type == "ConvTranspose" and grouped:
                 continue  # output channels of a grouped ConvTranspose lie on two axes: left in float

@@ -10,12 +10,19 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engines.graph import constants, in_backbone, remove_unused_constants, rename_input, sort_nodes
+from engines.graph import (
+    backbone_convolutions,
+    constants,
+    copy_of,
+    remove_unused_constants,
+    rename_input,
+    sort_nodes,
+)
 from engines.metadata import ModelInfo
 from engines.qdq import along, axis_of
 from export.calibrate import Histogram, scale_from_amax
 from export.errors import CalibrationError
-from export.placement import CONVOLUTIONS, Placement, QuantizedWeight
+from export.placement import Placement, QuantizedWeight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +91,7 @@ def observe(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarra
     """
     import onnxruntime
 
-    observed = onnx.ModelProto()
-    observed.CopyFrom(model)
+    observed = copy_of(model)
     del observed.graph.output[:]
     observed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     options = onnxruntime.SessionOptions()
@@ -109,8 +115,7 @@ def insert_qdq(
     model: onnx.ModelProto, amax: Dict[str, float], placement: Placement
 ) -> Tuple[onnx.ModelProto, QuantizationReport]:
     """Write the Q/DQ pairs of a placement into a copy of its float32 graph; see `with_ranges`."""
-    quantized = onnx.ModelProto()
-    quantized.CopyFrom(model)
+    quantized = copy_of(model)
     del quantized.graph.value_info[:]
     graph = quantized.graph
     nodes = {node.name: node for node in graph.node}
@@ -129,7 +134,7 @@ def insert_qdq(
     sort_nodes(quantized)
     remove_unused_constants(quantized)
     done = {weight.node for weight in placement.weights}
-    left = [n.name for n in model.graph.node if n.op_type in CONVOLUTIONS and in_backbone(n) and n.name not in done]
+    left = [node.name for node in backbone_convolutions(model) if node.name not in done]
     return quantized, QuantizationReport(len(placement.activations), len(placement.weights), left, dead)
 
 
@@ -143,8 +148,7 @@ def with_seven_bits(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.
         model: the float32 graph that was quantized.
         quantized: the same with Q/DQ, in the small form of `engines.qdq`.
     """
-    coarse = onnx.ModelProto()
-    coarse.CopyFrom(quantized)
+    coarse = copy_of(quantized)
     values, floats = constants(quantized), constants(model)
     tensors = {tensor.name: tensor for tensor in coarse.graph.initializer}
     for node in quantized.graph.node:

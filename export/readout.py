@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engines.graph import constants
+from engines.graph import constants, copy_of
 from export.quantize import observe
 
 READOUT = "head.readout"  # the module's path in a network, with which torch names what it holds
@@ -120,8 +120,7 @@ def with_statistics(model: onnx.ModelProto, statistics: Statistics) -> onnx.Mode
     for index, name in enumerate(_level_names(model)):
         for kind, values in (("mean", statistics.mean), ("std", statistics.std)):
             new[f"{name}.{kind}"] = np.ascontiguousarray(values[:, index : index + 1])
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = copy_of(model)
     for tensor in changed.graph.initializer:
         if tensor.name in new:
             tensor.CopyFrom(numpy_helper.from_array(new[tensor.name], tensor.name))

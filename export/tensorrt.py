@@ -27,7 +27,7 @@ import onnx
 
 from engines.errors import OutputError, RuntimeNotInstalled
 from engines.files import make_folder, replacing
-from engines.graph import in_backbone
+from engines.graph import copy_of, in_backbone
 from engines.metadata import ModelInfo
 from engines.plan_file import PlanInfo
 from engines.tensorrt import INPUT, Device, current_context, device_here, import_cuda, import_tensorrt
@@ -301,8 +301,7 @@ def _has_types(trt: Any) -> bool:
 
 def _static(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     """A copy that takes so many images at once and no other number."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
+    fixed = copy_of(model)
     del fixed.graph.value_info[:]
     for value in (*fixed.graph.input, *fixed.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch

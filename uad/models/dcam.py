@@ -109,4 +109,4 @@ class DCAM(STFPM):
     def configure_optimizers(self) -> Any:
         """The student and the gates."""
         parameters = [*self.network.student.parameters(), *self.gates.parameters()]
-        return self.one_cycle(parameters, self.lr, self.weight_decay)
+        return self.one_cycle(parameters, self.config["lr"], self.config["weight_decay"])

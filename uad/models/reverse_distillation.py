@@ -19,16 +19,16 @@ Differs from the paper:
 """
 
 import functools
-from typing import Any, Callable, Dict, List, Literal, NamedTuple, Tuple
+from typing import Callable, Dict, List, Literal, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from uad.data.batches import Batch, GoodImages
+from uad.data.batches import Batch
 from uad.models.backbones import FeaturePyramid, backbone_of
-from uad.models.base import Model, not_negative
 from uad.models.head import Head, PyramidNetwork, distance
 from uad.models.layers import Normalize
+from uad.models.pyramid_model import PyramidModel
 from uad.models.readout import ReadOutName
 
 Upsampling = Literal["transposed", "resize"]
@@ -158,7 +158,7 @@ class EncoderDecoder(PyramidNetwork):
         return teacher, self.student(*teacher)
 
 
-class ReverseDistillation(Model):
+class ReverseDistillation(PyramidModel):
     """Trains the decoder to restore the teacher's features of good images.
 
     Args:
@@ -175,7 +175,6 @@ class ReverseDistillation(Model):
     """
 
     network: EncoderDecoder
-    steps = 2000
 
     def __init__(
         self,
@@ -187,20 +186,11 @@ class ReverseDistillation(Model):
         loss: Literal["position", "flattened"] = "flattened",
         readout: ReadOutName = "regional",
     ) -> None:
-        super().__init__()
-        not_negative(lr=lr, weight_decay=weight_decay)
-        self.config = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, upsampling=upsampling)
-        self.config.update(loss=loss, readout=readout)
-        self.network = EncoderDecoder(backbone, weights, upsampling, readout).to(memory_format=torch.channels_last)
-        self.description = {
-            "model": "reverse_distillation",
-            "backbone": backbone,
-            **backbone_of(backbone).description(),
-        }
-        self.image_multiple = 2 * backbone_of(backbone).strides[-1]
+        config = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, upsampling=upsampling)
+        network = EncoderDecoder(backbone, weights, upsampling, readout)
+        super().__init__("reverse_distillation", network, {**config, "loss": loss, "readout": readout})
+        self.image_multiple *= 2  # the embedding lies at half the deepest level
         self.is_flattened = loss == "flattened"
-        self.lr = lr
-        self.weight_decay = weight_decay
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum over the levels of the mean distance."""
@@ -215,22 +205,3 @@ class ReverseDistillation(Model):
         """The teacher's features, which the decoder is given, too."""
         features: List[Tensor] = self.network.teacher(self.network.normalize(image))
         return features
-
-    def early_score(self, image: Tensor) -> Tensor:
-        """The sum over the levels of the greatest distance."""
-        return self.network.head.greatest_distance(*self.network.features(image))
-
-    def configure_optimizers(self) -> Any:
-        """Only the decoder is trained."""
-        return self.one_cycle(self.network.student.parameters(), self.lr, self.weight_decay)
-
-    @torch.no_grad()
-    def prepare(self, good: GoodImages) -> None:
-        """Fit the scale of what the decoder is to restore."""
-        self.network.head.fit_targets(self.targets(batch.image) for batch in good)
-
-    @torch.no_grad()
-    def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
-        """Fit the read-out to training images: there are more of them."""
-        seen = ((*self.network.features(batch.image), batch.label) for batch in training)
-        self.network.head.fit_readout(seen, len(training.classes))

@@ -15,17 +15,17 @@ Differs from it so that one model can serve many classes in a few epochs:
 - AdamW and one cycle of the learning rate (Smith and Topin, 2018) instead of SGD for 100 epochs.
 """
 
-from typing import Any, List, Tuple
+from typing import List, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uad.data.batches import Batch, GoodImages
+from uad.data.batches import Batch
 from uad.models.backbones import FeaturePyramid, backbone_of
-from uad.models.base import Model, not_negative
 from uad.models.head import Head, PyramidNetwork
 from uad.models.layers import Normalize
+from uad.models.pyramid_model import PyramidModel
 from uad.models.readout import ReadOutName
 
 
@@ -46,7 +46,7 @@ class StudentTeacher(PyramidNetwork):
         return self.teacher(pixels), self.student(pixels)
 
 
-class STFPM(Model):
+class STFPM(PyramidModel):
     """Trains the student to match the teacher on good images.
 
     Args:
@@ -61,7 +61,6 @@ class STFPM(Model):
     """
 
     network: StudentTeacher
-    steps = 2000
     restores = True
 
     def __init__(
@@ -72,14 +71,8 @@ class STFPM(Model):
         weight_decay: float = 1e-4,
         readout: ReadOutName = "regional",
     ) -> None:
-        super().__init__()
-        not_negative(lr=lr, weight_decay=weight_decay)
-        self.config = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, readout=readout)
-        self.network = StudentTeacher(backbone, weights, readout).to(memory_format=torch.channels_last)
-        self.description = {"model": "stfpm", "backbone": backbone, **backbone_of(backbone).description()}
-        self.image_multiple = backbone_of(backbone).strides[-1]
-        self.lr = lr
-        self.weight_decay = weight_decay
+        config = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, readout=readout)
+        super().__init__("stfpm", StudentTeacher(backbone, weights, readout), config)
 
     def loss(self, batch: Batch) -> Tensor:
         """How far the student's features are from the teacher's; the student may be shown drawn defects."""
@@ -90,28 +83,3 @@ class STFPM(Model):
     def distillation(self, targets: List[Tensor], student: List[Tensor]) -> Tensor:
         """Sum over the levels of the mean squared error."""
         return torch.stack([F.mse_loss(s.float(), target.float()) for s, target in zip(student, targets)]).sum()
-
-    @torch.no_grad()
-    def targets(self, image: Tensor) -> List[Tensor]:
-        """The teacher's features, standardised."""
-        return self.network.head.targets(self.network.teacher(self.network.normalize(image)))
-
-    def early_score(self, image: Tensor) -> Tensor:
-        """The sum over the levels of the greatest distance."""
-        return self.network.head.greatest_distance(*self.network.features(image))
-
-    def configure_optimizers(self) -> Any:
-        """Only the student is trained."""
-        return self.one_cycle(self.network.student.parameters(), self.lr, self.weight_decay)
-
-    @torch.no_grad()
-    def prepare(self, good: GoodImages) -> None:
-        """Fit the scale of what the student is to learn."""
-        network = self.network
-        network.head.fit_targets(network.teacher(network.normalize(batch.image)) for batch in good)
-
-    @torch.no_grad()
-    def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
-        """Fit the read-out to training images: there are more of them."""
-        seen = ((*self.network.features(batch.image), batch.label) for batch in training)
-        self.network.head.fit_readout(seen, len(training.classes))

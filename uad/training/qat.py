@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engines.errors import UserError
-from engines.graph import constants, in_backbone
+from engines.graph import backbone_convolutions, constants
 from engines.metadata import SIMULATED
 from export.bias import CORRECTION_IMAGES, by_depth, correct_biases
 from export.calibrate import calibrator as calibrator_of
 from export.equalize import equalize
 from export.onnx import export_network
-from export.placement import CONVOLUTIONS, place
+from export.placement import place
 from export.quantize import collect_histograms, insert_qdq, ranges
 from uad.data.batches import Batch, GoodImages
 from uad.errors import CheckpointError
@@ -130,13 +130,12 @@ class QuantizationAware(Model):
     def _take(self, model: onnx.ModelProto, inputs: Sequence[int]) -> None:
         """Copy weights (1) or biases (2) of the convolutions of a graph into the network."""
         values = constants(model)
-        for node in model.graph.node:
-            if node.op_type in CONVOLUTIONS and in_backbone(node):
-                module = self.network.get_submodule(module_path(node.name))
-                for index in [index for index in inputs if index < len(node.input)]:
-                    parameter = module.weight if index == 1 else module.bias
-                    assert isinstance(parameter, Tensor)
-                    parameter.copy_(torch.from_numpy(values[node.input[index]].copy()))
+        for node in backbone_convolutions(model):
+            module = self.network.get_submodule(module_path(node.name))
+            for index in [index for index in inputs if index < len(node.input)]:
+                parameter = module.weight if index == 1 else module.bias
+                assert isinstance(parameter, Tensor)
+                parameter.copy_(torch.from_numpy(values[node.input[index]].copy()))
 
     def _quantize(self, amax: Dict[str, float]) -> None:
         self.quantization = Quantization(self.bits, amax)

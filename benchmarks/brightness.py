@@ -17,8 +17,9 @@ from machine import footer, machine
 
 import engines
 from engines.files import write_json, write_text
-from uad.data.folder import load_images, test_samples
+from uad.data.folder import test_samples
 from uad.data.module import AnomalyData
+from uad.data.reading import load_images
 from uad.evaluation.metrics import image_auroc
 from uad.tables import markdown
 

@@ -21,7 +21,8 @@ from steps import NAMES
 from torch import Tensor
 
 from engines.files import write_json, write_text
-from uad.data.folder import draw, load_images, test_samples
+from uad.data.folder import draw, test_samples
+from uad.data.reading import load_images
 from uad.evaluation.metrics import spearman
 from uad.tables import markdown
 from uad.training.checkpoint import load_checkpoint

@@ -19,7 +19,8 @@ from machine import footer, machine
 
 from engines.files import write_json, write_text
 from uad import cli
-from uad.data.folder import load_images, test_samples
+from uad.data.folder import test_samples
+from uad.data.reading import load_images
 from uad.data.synthetic import GOOD, PRODUCTS, draw_dataset
 from uad.evaluation.metrics import image_auroc
 from uad.models.patch_networks import pooled

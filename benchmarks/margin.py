@@ -20,7 +20,8 @@ from engines.files import write_json
 from uad.commands.export import ExportOptions
 from uad.commands.export import export as export_model
 from uad.data.defects import with_defects
-from uad.data.folder import hold_out, load_images, train_samples, with_depths
+from uad.data.folder import hold_out, train_samples, with_depths
+from uad.data.reading import load_images
 from uad.evaluation.metrics import image_auroc, spearman
 from uad.exporting.settings import Calibration
 from uad.tables import markdown

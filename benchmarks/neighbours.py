@@ -24,7 +24,8 @@ from torch import Tensor
 
 from engines.files import write_json, write_text
 from uad.data.batches import BATCH
-from uad.data.folder import Sample, depths_of, find_classes, load_images, test_samples, train_samples, with_depths
+from uad.data.folder import Sample, find_classes, test_samples, train_samples, with_depths
+from uad.data.reading import depths_of, load_images
 from uad.evaluation.metrics import image_auroc
 from uad.models.backbones import FeaturePyramid, backbone_of
 from uad.models.layers import Normalize

@@ -19,7 +19,8 @@ import torch
 from machine import footer, machine
 
 import engines
-from uad.data.folder import draw, load_images, test_samples
+from uad.data.folder import draw, test_samples
+from uad.data.reading import load_images
 from uad.evaluation.metrics import spearman
 from uad.tables import markdown
 from uad.training.torch_engine import TorchEngine

@@ -26,7 +26,7 @@ from export.readout import fit as fit_statistics  # noqa: E402
 from export.readout import read_statistics, see, with_statistics  # noqa: E402
 from uad.commands.export import ExportOptions, export  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402
-from uad.data import folder  # noqa: E402
+from uad.data import folder, reading  # noqa: E402
 from uad.data.module import AnomalyData  # noqa: E402
 from uad.data.synthetic import PRODUCTS, draw_image  # noqa: E402
 from uad.exporting.images import calibration_images  # noqa: E402
@@ -90,7 +90,7 @@ def judged(line: Line, file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.
     scores, defective = {}, {}
     with engines.load(file, "onnxruntime") as engine:
         for name in CLASSES:
-            images = folder.load_images(folder.test_samples(line.images, [name]), (SIZE, SIZE))
+            images = reading.load_images(folder.test_samples(line.images, [name]), (SIZE, SIZE))
             scores[name] = engine.infer(images).score
             defective[name] = scores[name] > engine.info.thresholds[name]
     return scores, defective
@@ -107,7 +107,7 @@ def assert_alike(line: Line, file: Path, flipped: float = FLIPPED) -> None:
 
 def test_the_background_is_flat_to_the_network(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.readout.REGIONAL_SHARE", 1.0)  # what the regions are by themselves
-    images = folder.load_images(folder.train_samples(line.images, CLASSES[:1]), (SIZE, SIZE))
+    images = reading.load_images(folder.train_samples(line.images, CLASSES[:1]), (SIZE, SIZE))
     statistics = fit_statistics([see(load_model(line.file("fp32")), images, [0] * len(images))], 1)
     flat, busy = statistics.std[0, 2, 0, 0], statistics.std[0, 2].max()
     assert flat < 0.4 * busy

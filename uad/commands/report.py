@@ -53,7 +53,7 @@ def report(options: ReportOptions) -> Path:
             f"uad report needs {' and '.join(missing)}: pip install '.[report]' in the folder of uad"
         )
     from engines.benchmark import ROUNDS, benchmark
-    from uad.data.folder import check_samples, test_samples
+    from uad.data.folder import labelled_samples
     from uad.progress import progress
     from uad.report.collect import judge
     from uad.report.page import render
@@ -61,12 +61,9 @@ def report(options: ReportOptions) -> Path:
     check_output(options.out, "--out")
     options.reading.begin()
     root = options.root or _root_of(options.models[0])
-    samples = test_samples(root, options.classes)
-    if not samples:
-        raise UserError(f"{root} holds no test images: expected CLASS/test/good and CLASS/test/<defect>")
-    check_samples(samples)
+    samples = labelled_samples(root, options.classes)
     paths = [path / CHECKPOINT if path.is_dir() else path for path in options.models]
-    with progress("Judging", len(samples) * len(paths)) as step:
+    with progress("Judging", len(samples)) as step:
         models = judge(paths, samples, options.running.load, step)
     with progress("Measuring in turns", ROUNDS) as step:
         commands = [options.running.worker_command(path) for path in paths]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 from engines import Engine
-from engines.errors import UserError
 from engines.files import check_output, write_json
 from uad.command_line import parse
 from uad.commands.choices import DataOptions, Reading, Running
@@ -53,7 +52,7 @@ def test(options: TestOptions) -> Dict[str, Any]:
 
 def _measure(options: TestOptions) -> "Tuple[Dict[str, Any], List[ScoredImage]]":
     from engines.plan_file import keep_descriptions
-    from uad.data.folder import check_samples, test_samples, with_depths
+    from uad.data.folder import labelled_samples
     from uad.evaluation.evaluate import evaluate
     from uad.progress import progress
 
@@ -61,10 +60,7 @@ def _measure(options: TestOptions) -> "Tuple[Dict[str, Any], List[ScoredImage]]"
     check_output(options.json, "--json")
     check_output(options.scores, "--scores")
     options.reading.begin()
-    root = options.data.root
-    samples = test_samples(root, options.data.classes)
-    if not samples:
-        raise UserError(f"{root} holds no test images: expected CLASS/test/good and CLASS/test/<defect>")
+    samples = labelled_samples(options.data.root, options.data.classes)
     with contextlib.ExitStack() as stack:
 
         def opened(path: Path) -> Engine:
@@ -72,8 +68,6 @@ def _measure(options: TestOptions) -> "Tuple[Dict[str, Any], List[ScoredImage]]"
 
         engine = opened(options.model)
         reference = None if options.reference is None else opened(options.reference)
-        with progress("Checking images", len(samples)) as step:
-            check_samples(with_depths(samples, engine.info.depth_of), step)
         with progress("Testing", len(samples)) as step:
             evaluation = evaluate(engine, samples, reference, step)
         report = {"model": str(options.model), "runtime": engine.runtime, "precision": engine.info.precision}

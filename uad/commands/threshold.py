@@ -83,19 +83,14 @@ def threshold(options: ThresholdOptions) -> "List[Cost]":
 
 def _scores(options: ThresholdOptions) -> "Dict[str, Scores]":
     """The scores of the test images, by class."""
-    from uad.data.folder import check_samples, test_samples, with_depths
+    from uad.data.folder import labelled_samples
     from uad.evaluation.evaluate import evaluate
     from uad.evaluation.strictness import Scores
     from uad.progress import progress
 
-    root = options.data.root
-    samples = test_samples(root, options.data.classes)
-    if not samples:
-        raise UserError(f"{root} holds no test images: expected CLASS/test/good and CLASS/test/<defect>")
-    with options.running.load(options.model) as engine:
-        check_samples(with_depths(samples, engine.info.depth_of))
-        with progress("Judging", len(samples)) as step:
-            images = evaluate(engine, samples, None, step).images
+    samples = labelled_samples(options.data.root, options.data.classes)
+    with options.running.load(options.model) as engine, progress("Judging", len(samples)) as step:
+        images = evaluate(engine, samples, None, step).images
     by_class: Dict[str, Scores] = {}
     for image in images:
         each = by_class.setdefault(image.sample.class_name, Scores([], []))

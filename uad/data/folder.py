@@ -11,22 +11,18 @@ case. Images may lie in subfolders. `uad.data.files` says which files are images
 
 import dataclasses
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from engines.errors import ImageFileError, UadWarning
-from engines.images import check_image, grey_depth, read_resized
+from engines.errors import UadWarning
 from uad.data.files import count, folders_in, has_images, images_below, listing
-from uad.data.masks import WANTED, MaskFolder, is_turned_in_place, read_masks, regions, shrink, tell_of_doubtful
+from uad.data.masks import WANTED, MaskFolder
 from uad.errors import DataError
 
 GOOD = "good"
 GOOD_NAMES = (GOOD, "ok")  # in lower case
-DECODERS = 4  # threads; Pillow decodes outside Python's lock
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,21 +114,16 @@ def test_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[Sa
     return samples
 
 
-def depths_of(samples: Sequence[Sample]) -> Dict[str, int]:
-    """Class -> how many bits its 16-bit files need, from the highest value in all of them; classes that have some.
+def labelled_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[Sample]:
+    """As `test_samples`, where there must be some.
 
     Raises:
-        DataError: names every file that cannot be opened.
+        DataError: as `test_samples`, or there is no test image.
     """
-    found: Dict[str, List[int]] = {}
-
-    def look(sample: Sample) -> None:
-        depth = grey_depth(sample.path)
-        if depth is not None:
-            found.setdefault(sample.class_name, []).append(depth)
-
-    _for_all(samples, look)
-    return {name: max(found[name]) for name in sorted(found)}
+    samples = test_samples(root, classes)
+    if not samples:
+        raise DataError(f"{root} holds no test images: expected CLASS/test/good and CLASS/test/<defect>")
+    return samples
 
 
 def with_depths(samples: Sequence[Sample], depth_of: Callable[[str], int]) -> List[Sample]:
@@ -181,88 +172,6 @@ def draw(samples: Sequence[Sample], count: int, seed: int) -> List[Sample]:
         if turn < len(members)
     ]
     return turns[:count]
-
-
-def load_images(
-    samples: Sequence[Sample], size: Tuple[int, int], progress: Callable[[], object] = lambda: None
-) -> np.ndarray:
-    """Decode and resize images once: (N, height, width, 3) uint8, RGB.
-
-    Args:
-        samples: the images.
-        size: (height, width).
-        progress: called after each image.
-
-    Raises:
-        DataError: names every file that cannot be read.
-    """
-    images = np.empty((len(samples), *size, 3), np.uint8)
-
-    def load(index: int) -> None:
-        sample = samples[index]
-        images[index] = read_resized(sample.path, [size], sample.depth)[0]
-        progress()
-
-    _for_all(range(len(samples)), load)
-    return images
-
-
-def each_image(samples: Sequence[Sample], size: Tuple[int, int]) -> Iterator[np.ndarray]:
-    """Decode and resize images one at a time, (height, width, 3) uint8 each: only one is held in memory.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    return (load_images([sample], size)[0] for sample in samples)
-
-
-def check_samples(samples: Sequence[Sample], progress: Callable[[], object] = lambda: None) -> None:
-    """Decode every image and mask without keeping them.
-
-    Raises:
-        DataError: names every file that cannot be read, and every mask of another size than its image.
-    """
-
-    shares: Dict[Path, float] = {}
-    turned: Dict[Path, None] = {}
-
-    def check(sample: Sample) -> None:
-        shape = check_image(sample.path, sample.depth)
-        for path in sample.masks:
-            mask = read_masks([path], sample.path)
-            if mask.shape != shape:
-                raise ImageFileError(f"{path} (not the size of its image, {shape[1]}x{shape[0]})")
-            if sample.is_defect:  # that of a good image is empty
-                shares[path] = float(mask.mean())
-            if is_turned_in_place(sample.path, [path]):
-                turned[path] = None
-        progress()
-
-    _for_all(samples, check)
-    tell_of_doubtful(sorted(shares.items()), sorted(turned))
-
-
-def mask_of(sample: Sample, size: Tuple[int, int]) -> Tuple[np.ndarray, int]:
-    """The mask of an image that has one, (height, width) bool, and how many of its regions merged as it shrank."""
-    mask = read_masks(sample.masks, sample.path)
-    small = shrink(mask, size)
-    return small, regions(mask) - regions(small)
-
-
-def _for_all(items: Sequence[T], work: Callable[[T], None]) -> None:
-    """Do the work for every item in threads; raise one DataError that names all that failed."""
-
-    def attempt(item: T) -> Optional[str]:
-        try:
-            work(item)
-        except ImageFileError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(DECODERS) as pool:
-        failures = [failure for failure in pool.map(attempt, items) if failure]
-    if failures:
-        raise DataError(f"{count(failures, 'file')} cannot be used, repair or remove: {listing(failures)}")
 
 
 def _is_class(folder: Path) -> bool:

@@ -14,18 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from engines.errors import UadWarning
 from uad.data.batches import Batch, GoodImages
 from uad.data.defects import with_defects_to_restore
-from uad.data.folder import (
-    Sample,
-    check_samples,
-    depths_of,
-    draw,
-    find_classes,
-    hold_out,
-    load_images,
-    test_samples,
-    train_samples,
-    with_depths,
-)
+from uad.data.folder import Sample, draw, find_classes, hold_out, test_samples, train_samples, with_depths
+from uad.data.reading import check_samples, depths_of, load_images
 from uad.errors import DataError
 from uad.progress import progress
 

@@ -9,7 +9,8 @@ import numpy as np
 from engines import Engine, Prediction
 from engines.errors import UserError
 from engines.metadata import is_defect
-from uad.data.folder import Sample, load_images, mask_of, with_depths
+from uad.data.folder import Sample, with_depths
+from uad.data.reading import LabelledImage, read_labelled
 from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, spearman
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "image_f1")
@@ -63,75 +64,100 @@ def evaluate(
     reference: Optional[Engine] = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Evaluation:
-    """Judge every sample and compute image AUROC, pixel AUROC, AUPRO (to 30% false positives) and best F1.
+    """Judge every sample by a model, and beside a reference if there is one; see `evaluate_beside`.
 
-    Pixel figures are at the model's input size: maps are enlarged bilinearly, and a pixel of a mask is defective if any
+    Raises:
+        UserError: as `evaluate_beside`.
+    """
+    engines = [engine] if reference is None else [reference, engine]
+    return evaluate_beside(engines, with_depths(samples, engine.info.depth_of), progress)[-1]
+
+
+def evaluate_beside(
+    engines: Sequence[Engine], samples: Sequence[Sample], progress: Callable[[], object] = lambda: None
+) -> List[Evaluation]:
+    """Judge every sample by each model: image AUROC, pixel AUROC, AUPRO (to 30% false positives) and best F1.
+
+    Pixel figures are at the models' input size: maps are enlarged bilinearly, and a pixel of a mask is defective if any
     of its source pixels is; how many regions merge by that is counted. An image with a defect but no mask counts for
     image figures only; good images of a class with masks count as all good.
 
-    Agreement over all classes is that of all images, but Spearman's correlation the mean over the classes; beside it
-    stands the class of which it is lowest.
+    Of every model but the first the agreement with the first is told. Agreement over all classes is that of all images,
+    but Spearman's correlation the mean over the classes; beside it stands the class of which it is lowest.
 
-    Memory: one batch of images and 24 MB for each class with masks (see `PixelCurve`), whatever the number of images.
+    Every image is decoded once. Memory: one batch of images, and for each model 24 MB for each class with masks (see
+    `PixelCurve`), whatever the number of images.
+
+    Args:
+        engines: the models.
+        samples: the images; see `with_depths`.
+        progress: called after each image.
 
     Raises:
-        UserError: the reference takes images of another size.
+        DataError: names every file that cannot be read.
+        UserError: the models take images of different sizes.
     """
-    if reference is not None and (reference.info.size, reference.info.map_stride) != (
-        engine.info.size,
-        engine.info.map_stride,
-    ):
-        raise UserError(f"the reference takes images of {reference.info.size}, the model of {engine.info.size}")
-    images: List[ScoredImage] = []
-    samples = with_depths(samples, engine.info.depth_of)
-    classes: Dict[str, Any] = {}
-    curves: Dict[str, PixelCurve] = {}
-    for name in sorted({sample.class_name for sample in samples}):
-        members = [sample for sample in samples if sample.class_name == name]
-        curve = PixelCurve() if any(sample.masks for sample in members) else None
-        scored: List[ScoredImage] = []
-        for start in range(0, len(members), engine.batch):
-            part = members[start : start + engine.batch]
-            scored += _judge(part, engine, reference, curve)
-            for _ in part:
-                progress()
-        classes[name] = _figures(scored, curve)
-        if curve is not None:
-            curves[name] = curve
-        images += scored
+    first, size = engines[0], engines[0].info.size
+    for engine in engines[1:]:
+        if (engine.info.size, engine.info.map_stride) != (size, first.info.map_stride):
+            raise UserError(f"{first.path} takes images of {size}, {engine.path} of {engine.info.size}")
+    ordered = sorted(samples, key=lambda sample: sample.class_name)
+    masked = sorted({sample.class_name for sample in samples if sample.masks})
+    curves = [{name: PixelCurve() for name in masked} for _ in engines]
+    scored: List[List[ScoredImage]] = [[] for _ in engines]
+    for group in read_labelled(ordered, size, max(engine.batch for engine in engines)):
+        pixels, names = np.stack([image.pixels for image in group]), [str(image.sample.path) for image in group]
+        predictions = [engine.infer(pixels, names) for engine in engines]
+        for engine, prediction, images, of_classes in zip(engines, predictions, scored, curves):
+            for index, image in enumerate(group):
+                judged = _judged(image, index, engine, prediction)
+                if engine is not first:
+                    _put_beside(judged, index, prediction, first, predictions[0])
+                images.append(judged)
+                _count_pixels(of_classes.get(image.sample.class_name), image, prediction.anomaly_map[index])
+        for _ in group:
+            progress()
+    return [Evaluation(_report(*each), *each) for each in zip(scored, curves)]
+
+
+def _judged(image: LabelledImage, index: int, engine: Engine, prediction: Prediction) -> ScoredImage:
+    threshold = engine.info.threshold_of(image.sample.class_name)
+    return ScoredImage(image.sample, float(prediction.score[index]), threshold, merged=image.merged)
+
+
+def _put_beside(
+    judged: ScoredImage, index: int, prediction: Prediction, reference: Engine, expected: Prediction
+) -> None:
+    """Note what the reference makes of an image."""
+    judged.reference_score = float(expected.score[index])
+    judged.reference_threshold = reference.info.threshold_of(judged.sample.class_name)
+    judged.max_abs_map_diff = float(np.abs(prediction.anomaly_map[index] - expected.anomaly_map[index]).max())
+
+
+def _count_pixels(curve: Optional[PixelCurve], image: LabelledImage, anomaly_map: np.ndarray) -> None:
+    """Add an image to the curve of its class; the mask of a good image without one is empty."""
+    if curve is not None and (image.mask is not None or not image.sample.is_defect):
+        size = (image.pixels.shape[0], image.pixels.shape[1])
+        curve.update(enlarge(anomaly_map, size), np.zeros(size, bool) if image.mask is None else image.mask)
+
+
+def _report(images: Sequence[ScoredImage], curves: Dict[str, PixelCurve]) -> Dict[str, Any]:
+    """The figures of each class, and of all."""
+    names = sorted({image.sample.class_name for image in images})
+    classes = {
+        name: _figures([image for image in images if image.sample.class_name == name], curves.get(name))
+        for name in names
+    }
     report: Dict[str, Any] = {key: _mean([figures[key] for figures in classes.values()]) for key in FIGURES}
     report["classes"] = classes
-    if reference is not None:
+    if images and images[0].reference_score is not None:
         report["agreement"] = _agreement(images)
         # Over all images, a score's offset between classes would pass for agreement.
         correlations = {name: figures["agreement"]["spearman"] for name, figures in classes.items()}
         report["agreement"]["spearman"] = _mean(list(correlations.values()))
         known = {name: value for name, value in correlations.items() if value is not None}
         report["agreement"]["lowest"] = min(known, key=known.__getitem__) if known else None
-    return Evaluation(report, images, curves)
-
-
-def _judge(
-    samples: Sequence[Sample], engine: Engine, reference: Optional[Engine], curve: Optional[PixelCurve]
-) -> List[ScoredImage]:
-    pixels = load_images(samples, engine.info.size)
-    names = [str(sample.path) for sample in samples]
-    prediction = engine.infer(pixels, names)
-    other: Optional[Prediction] = reference.infer(pixels, names) if reference is not None else None
-    scored = []
-    for index, sample in enumerate(samples):
-        image = ScoredImage(sample, float(prediction.score[index]), engine.info.threshold_of(sample.class_name))
-        if reference is not None and other is not None:
-            image.reference_score = float(other.score[index])
-            image.reference_threshold = reference.info.threshold_of(sample.class_name)
-            difference = np.abs(prediction.anomaly_map[index] - other.anomaly_map[index])
-            image.max_abs_map_diff = float(difference.max())
-        scored.append(image)
-        if curve is not None and (sample.masks or not sample.is_defect):
-            size = engine.info.size
-            mask, image.merged = mask_of(sample, size) if sample.masks else (np.zeros(size, bool), 0)
-            curve.update(enlarge(prediction.anomaly_map[index], size), mask)
-    return scored
+    return report
 
 
 def enlarge(anomaly_map: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
@@ -165,7 +191,6 @@ def _agreement(scored: Sequence[ScoredImage]) -> Dict[str, Any]:
     reference = np.array([image.reference_score for image in scored], np.float64)
     return {
         "spearman": spearman(scores, reference),
-        "max_relative_score_diff": float(np.max(np.abs(scores - reference) / np.maximum(np.abs(reference), 1e-12))),
         "max_abs_map_diff": max(image.max_abs_map_diff for image in scored),
         "flipped": float(np.mean([image.flipped for image in scored])),
         "flipped_before": float(np.mean([image.flipped_before for image in scored])),

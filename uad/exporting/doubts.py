@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 
 from export.readout import class_distances
-from uad.data.folder import draw, load_images
+from uad.data.folder import draw
+from uad.data.reading import load_images
 from uad.exporting.images import CalibrationImages
 
 FEWEST = 8  # images: fewer do not show where the values of a channel end

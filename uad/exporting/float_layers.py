@@ -25,7 +25,8 @@ from export.placement import place
 from export.quantize import with_ranges
 from export.sensitivity import infer_model
 from uad.data.defects import with_defects
-from uad.data.folder import Sample, load_images
+from uad.data.folder import Sample
+from uad.data.reading import load_images
 from uad.evaluation.metrics import image_auroc, spearman
 
 FEWEST_IMAGES = 8  # of a class: with fewer, two neighbours that change places cost more than 2 points of correlation

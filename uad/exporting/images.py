@@ -11,7 +11,8 @@ import numpy as np
 from engines.metadata import ModelInfo
 from export.errors import CalibrationError
 from export.quantize import random_normal_images
-from uad.data.folder import Sample, draw, each_image, find_classes, hold_out, load_images, train_samples, with_depths
+from uad.data.folder import Sample, draw, find_classes, hold_out, train_samples, with_depths
+from uad.data.reading import each_image, load_images
 
 CALIBRATION_IMAGES = 128  # by default, or all that there are
 READOUT_IMAGES = 64  # of a class: they correct statistics, for which fewer do than to start anew

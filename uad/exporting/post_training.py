@@ -18,7 +18,8 @@ from export.placement import Placement, place
 from export.quantize import collect_histograms, ranges, with_ranges, with_seven_bits
 from export.sensitivity import sensitivity
 from export.tensorrt import PlanSettings, calibrate
-from uad.data.folder import draw, load_images, test_samples, with_depths
+from uad.data.folder import draw, test_samples, with_depths
+from uad.data.reading import load_images
 from uad.exporting.float_layers import (
     Comparison,
     check_labelled,

@@ -15,7 +15,8 @@ import onnx
 from engines.metadata import ModelInfo, is_defect
 from export.quantize import observe
 from export.readout import Seen, read_statistics, refit, see, widen, with_statistics
-from uad.data.folder import Sample, each_image
+from uad.data.folder import Sample
+from uad.data.reading import each_image
 from uad.evaluation.metrics import threshold_at, thresholds_at
 from uad.exporting.images import READOUT_IMAGES, CalibrationImages, first_of_each_class
 from uad.progress import counted, progress

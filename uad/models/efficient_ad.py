@@ -30,7 +30,8 @@ from torchvision.transforms.v2 import functional as colour
 
 from engines.errors import UadWarning
 from uad.data.batches import Batch
-from uad.data.folder import draw, load_images, train_samples
+from uad.data.folder import draw, train_samples
+from uad.data.reading import load_images
 from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from uad.models.base import not_negative
 from uad.models.layers import Normalize, Standardize

@@ -1,6 +1,7 @@
 """What a report is made of: every model judged on the same images, timed, and its worst mistakes drawn."""
 
 import base64
+import contextlib
 import dataclasses
 import io
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 from engines import Engine
 from engines.images import read_image, resize
 from engines.metadata import ModelInfo
-from uad.data.folder import Sample
-from uad.evaluation.evaluate import Evaluation, ScoredImage, evaluate
+from uad.data.folder import Sample, with_depths
+from uad.evaluation.evaluate import Evaluation, ScoredImage, evaluate_beside
 from uad.judging.overlays import overlay
 
 WORST = 4  # misses that are shown, and as many false alarms
@@ -49,27 +50,24 @@ def judge(
     Raises:
         UserError: a model cannot be loaded, takes images of another size than the first, or an image not be read.
     """
-    found: List[Judged] = []
-    for path in paths:
-        with load(path) as engine:
-            if found:
-                with load(paths[0]) as first:
-                    evaluation = evaluate(engine, samples, first, step)
-            else:
-                evaluation = evaluate(engine, samples, None, step)
-            missed = [each for each in evaluation.images if each.sample.is_defect and not each.is_called]
-            alarms = [each for each in evaluation.images if not each.sample.is_defect and each.is_called]
-            judged = Judged(
-                name=_name(path),
-                info=engine.info,
-                runtime=engine.runtime,
-                file_mb=path.stat().st_size / 1e6,
-                evaluation=evaluation,
-                misses=_drawn(engine, sorted(missed, key=_margin)[:WORST]),
-                false_alarms=_drawn(engine, sorted(alarms, key=_margin, reverse=True)[:WORST]),
-            )
-            found.append(judged)
-    return found
+    with contextlib.ExitStack() as stack:
+        engines = [stack.enter_context(load(path)) for path in paths]
+        evaluations = evaluate_beside(engines, with_depths(samples, engines[0].info.depth_of), step)
+        return [_judged(*each) for each in zip(paths, engines, evaluations)]
+
+
+def _judged(path: Path, engine: Engine, evaluation: Evaluation) -> Judged:
+    missed = [each for each in evaluation.images if each.sample.is_defect and not each.is_called]
+    alarms = [each for each in evaluation.images if not each.sample.is_defect and each.is_called]
+    return Judged(
+        name=_name(path),
+        info=engine.info,
+        runtime=engine.runtime,
+        file_mb=path.stat().st_size / 1e6,
+        evaluation=evaluation,
+        misses=_drawn(engine, sorted(missed, key=_margin)[:WORST]),
+        false_alarms=_drawn(engine, sorted(alarms, key=_margin, reverse=True)[:WORST]),
+    )
 
 
 def _name(path: Path) -> str:

@@ -28,12 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uad.data.folder import Sample, load_images
+from uad.data.folder import Sample
+from uad.data.reading import load_images
 from uad.errors import CheckpointError, TrainingError
 from uad.models.backbones import IMAGENET_MEAN, IMAGENET_STD, FeaturePyramid, backbone_of, load_safely
 from uad.models.layers import Normalize, Standardize, back_by, fit_standardization
 from uad.models.patch_networks import network_of, patch_network
 from uad.training.checkpoint import PROGRAM, write_tensors
+from uad.training.distillation import Distillation
 
 GREY = 0.1  # of the batches
 SAVED_EVERY = 100  # steps, after which a killed distillation loses nothing
@@ -41,26 +43,6 @@ SCALE_IMAGES = 256  # that the mean and deviation of the channels are fitted to
 CUTS = 8  # patches that are cut out of an image
 CUT_SIDES = (1 / 16, 1 / 4)  # of the image's side, least and greatest: the paper's images of 4 to 16 patches a side
 CUT_SHOWN = 128  # side of the patch that the backbone sees, pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class Distillation:
-    """What is distilled, and how: plain values, which the file of the teacher keeps."""
-
-    network: str  # in `uad.models.patch_networks.NETWORKS`
-    backbone: str
-    weights: str
-    size: int  # side of the images that the network sees, pixels
-    steps: int
-    batch_size: int
-    lr: float
-    seed: int
-    precision: str  # bf16-mixed or 32-true
-
-    @property
-    def of_patches(self) -> bool:
-        """Whether single patches are described, as in Uninformed Students."""
-        return self.network.startswith("patch")
 
 
 class Source(nn.Module):

@@ -25,8 +25,9 @@ import yaml
 from engines.errors import UserError
 from engines.files import make_folder, write_json, write_text
 from uad.data.files import count, listing
-from uad.data.folder import DECODERS, Sample
+from uad.data.folder import Sample
 from uad.data.module import AnomalyData
+from uad.data.reading import DECODERS
 from uad.progress import progress
 
 CONFIG, RECORD, LAST, BEST, MODEL = "config.yaml", "run.json", "last.ckpt", "best.ckpt", "model.ckpt"

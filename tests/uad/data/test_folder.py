@@ -10,7 +10,7 @@ from image_folders import SIZE, make_class, noise, save
 from PIL import Image
 
 from engines.errors import UadWarning
-from uad.data import folder
+from uad.data import folder, reading
 from uad.errors import DataError
 
 
@@ -86,7 +86,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     make_class(tmp_path, "nut")
     save(np.zeros((SIZE, SIZE + 1), np.uint8), tmp_path / "nut/ground_truth/spot/001_mask.png")
     with pytest.raises(DataError, match="001_mask.png"):
-        folder.check_samples(folder.test_samples(tmp_path))
+        reading.check_samples(folder.test_samples(tmp_path))
 
 
 def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
     (good / "text.png").write_text("not an image")
     (good / "cut.png").write_bytes((good / "000.png").read_bytes()[:500])
     with pytest.raises(DataError) as refused:
-        folder.load_images(folder.train_samples(tmp_path), (16, 16))
+        reading.load_images(folder.train_samples(tmp_path), (16, 16))
     for name in ("3 files", "empty.png", "text.png", "cut.png"):
         assert name in str(refused.value)
 
@@ -104,7 +104,7 @@ def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
 def test_images_come_resized_and_in_order(tmp_path: Path) -> None:
     for index, value in enumerate((10, 200, 90)):
         save(np.full((30 + index, 20, 3), value, np.uint8), tmp_path / f"{index}.png")
-    images = folder.load_images(folder.train_samples(tmp_path), (8, 12))
+    images = reading.load_images(folder.train_samples(tmp_path), (8, 12))
     assert images.shape == (3, 8, 12, 3) and images.dtype == np.uint8
     assert [int(image.mean()) for image in images] == [10, 200, 90]
 
@@ -251,14 +251,20 @@ def test_the_depth_is_that_of_all_images_of_a_class(tmp_path: Path) -> None:
     for index, highest in enumerate((900, 4000, 100)):
         save_deep(tmp_path / "nut" / "train" / "good" / f"{index}.png", index, highest)
     samples = folder.train_samples(tmp_path)
-    depths = folder.depths_of(samples)
+    depths = reading.depths_of(samples)
     assert depths == {"nut": 12}
     known = folder.with_depths(samples, tiny_info(depths=depths).depth_of)
-    images = folder.load_images([sample for sample in known if sample.class_name == "nut"], (SIZE, SIZE))
+    images = reading.load_images([sample for sample in known if sample.class_name == "nut"], (SIZE, SIZE))
     assert [int(image.max()) for image in images] == [round(255 * highest / 4095) for highest in (900, 4000, 100)]
 
 
 # Masks ----------------------------------------------------------------------------------------------------------------
+
+
+def mask_of(sample: folder.Sample) -> np.ndarray:
+    ((image,),) = reading.read_labelled([sample], (SIZE, SIZE), 1)
+    assert image.mask is not None
+    return image.mask
 
 
 @pytest.mark.parametrize(
@@ -271,7 +277,7 @@ def test_masks_have_several_names(name: str, tmp_path: Path) -> None:
     (truth / "000_mask.png").rename(truth / name)
     (sample,) = folder.test_samples(tmp_path)
     assert sample.masks == (truth / name,)
-    assert folder.mask_of(sample, (SIZE, SIZE))[0].sum() == 256
+    assert mask_of(sample).sum() == 256
 
 
 def test_masks_of_several_files_are_joined(tmp_path: Path) -> None:
@@ -281,7 +287,7 @@ def test_masks_of_several_files_are_joined(tmp_path: Path) -> None:
         mask[10 * index, :5] = 255 - index  # LOCO gives each kind of defect its own value
         save(mask, nut / "ground_truth" / "spot" / "000" / f"{index:03d}.png")
     (sample,) = folder.test_samples(tmp_path)
-    assert len(sample.masks) == 3 and folder.mask_of(sample, (SIZE, SIZE))[0].sum() == 15
+    assert len(sample.masks) == 3 and mask_of(sample).sum() == 15
 
 
 def test_a_mask_without_an_image_is_told_with_the_names_that_are_looked_for(tmp_path: Path) -> None:
@@ -301,7 +307,7 @@ def test_doubtful_masks_are_told_with_their_share(tmp_path: Path) -> None:
     inverted[20:36, 24:40] = 0
     save(inverted, truth / "001_mask.png")
     with pytest.warns(UadWarning) as said:
-        folder.check_samples(folder.test_samples(tmp_path))
+        reading.check_samples(folder.test_samples(tmp_path))
     empty, full = sorted((str(each.message) for each in said), key=lambda text: "inverted" in text)
     assert "1 mask without a defective pixel" in empty and "000_mask.png" in empty
     assert "inverted? " in full and "001_mask.png (94%)" in full

@@ -12,7 +12,8 @@ from graphs import set_constant, tiny, tiny_info, with_readout
 from image_folders import make_class, noise, save
 
 from export.readout import Statistics, class_distances, fit, read_statistics, see, with_statistics
-from uad.data.folder import load_images, train_samples
+from uad.data.folder import train_samples
+from uad.data.reading import load_images
 from uad.exporting.doubts import calibration_doubts
 from uad.exporting.images import RANDOM_NORMAL, calibration_images
 

@@ -16,7 +16,7 @@ from export.calibrate import calibrator
 from export.errors import CalibrationError
 from export.placement import place
 from export.quantize import collect_histograms, with_ranges
-from uad.data import folder
+from uad.data import folder, reading
 from uad.data.defects import with_defects
 from uad.evaluation.metrics import image_auroc, spearman
 from uad.exporting.float_layers import (
@@ -120,7 +120,7 @@ def ranges(model: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
 
 def test_agreement_is_that_of_the_scores(root: Path) -> None:
     model, good, labelled = spoiled(), folder.train_samples(root), folder.test_samples(root)
-    amax = ranges(model, folder.load_images(good, (16, 16)))
+    amax = ranges(model, reading.load_images(good, (16, 16)))
     quantized, info, _ = with_ranges(model, tiny_info(), amax, place(model))
     comparison = Comparison(model, tiny_info(), good, labelled, "onnxruntime")
     found = comparison.agreement(quantized, info)
@@ -134,14 +134,14 @@ def test_agreement_is_that_of_the_scores(root: Path) -> None:
     figures, areas = [], []
     for name in ("bolt", "nut"):
         of = [index for index, s in enumerate(good) if s.class_name == name]
-        pixels = folder.load_images(good, (16, 16))
+        pixels = reading.load_images(good, (16, 16))
         both = []
         for mine in (pixels[of], with_defects(pixels)[of]):
             float_scores = reference_outputs(model, mine, ["score"])[0]
             both.append(spearman(float_scores, infer_model(quantized, info, mine, "onnxruntime").score) or 0.0)
         figures.append(min(both))
         tests = [s for s in labelled if s.class_name == name]
-        images, truth = folder.load_images(tests, (16, 16)), [s.is_defect for s in tests]
+        images, truth = reading.load_images(tests, (16, 16)), [s.is_defect for s in tests]
         quantized_scores = infer_model(quantized, info, images, "onnxruntime").score
         areas.append(
             image_auroc(reference_outputs(model, images, ["score"])[0], truth) - image_auroc(quantized_scores, truth)
@@ -152,7 +152,7 @@ def test_agreement_is_that_of_the_scores(root: Path) -> None:
 
 def test_the_bad_layer_is_left_in_float(root: Path) -> None:
     model, good = spoiled(), folder.train_samples(root)
-    amax = ranges(model, folder.load_images(good, (16, 16)))
+    amax = ranges(model, reading.load_images(good, (16, 16)))
     comparison = Comparison(model, tiny_info(), good, runtime="onnxruntime")
     order = sorted(place(model).layers, key=lambda name: name != BAD)  # the bad one first
     only_bad = comparison.agreement(*with_ranges(model, tiny_info(), amax, place(model, [BAD]))[:2])
@@ -178,7 +178,7 @@ def test_every_layer_in_float_is_the_fp32_model(root: Path) -> None:
     good = folder.train_samples(root)
     comparison = Comparison(tiny(seed=5), tiny_info(), good, runtime="onnxruntime")
     model = tiny(seed=6)  # quantized, it never judges as the first does
-    amax = ranges(model, folder.load_images(good, (16, 16)))
+    amax = ranges(model, reading.load_images(good, (16, 16)))
     layers = place(model).layers
     choice = choose_float_layers(model, tiny_info(), amax, layers, comparison, 0.998)
     assert choice.names == layers

@@ -16,7 +16,8 @@ from engines.metadata import ModelInfo
 from export.calibrate import amax_percentile
 from export.quantize import observe
 from export.readout import read_statistics, see
-from uad.data.folder import hold_out, load_images, train_samples
+from uad.data.folder import hold_out, train_samples
+from uad.data.reading import load_images
 from uad.evaluation.metrics import threshold_at
 from uad.exporting.images import calibration_images
 from uad.exporting.refit import Refit, choose_thresholds, share_above

@@ -33,7 +33,7 @@ from export.onnx import export_network  # noqa: E402
 from uad.commands.check import CheckOptions, check  # noqa: E402
 from uad.commands.export import ExportOptions, export  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402
-from uad.data import folder  # noqa: E402
+from uad.data import folder, reading  # noqa: E402
 from uad.data.batches import Batch, GoodImages  # noqa: E402
 from uad.data.module import AnomalyData  # noqa: E402
 from uad.exporting.settings import Calibration, Plan  # noqa: E402
@@ -173,7 +173,7 @@ def test_maps_are_not_negative_and_the_score_is_a_mean_of_map_pixels(made: Made,
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_engine_scores_as_the_module_does(made: Made, precision: str) -> None:
     good = [sample for sample in folder.test_samples(made.root) if not sample.is_defect]
-    images = folder.load_images(good, SIZE)
+    images = reading.load_images(good, SIZE)
     with torch.no_grad():
         expected = load_checkpoint(made.ckpt).network(torch.from_numpy(images))[0].numpy()
     with engines.load(made.onnx(precision), "onnxruntime") as engine:

@@ -17,7 +17,8 @@ from uad.models.efficient_ad import EfficientAD  # noqa: E402
 from uad.models.patch_networks import NETWORKS  # noqa: E402
 from uad.models.uninformed_students import UninformedStudents  # noqa: E402
 from uad.training import distill  # noqa: E402
-from uad.training.distill import Distillation, Source, Student, repetition  # noqa: E402
+from uad.training.distill import Source, Student, repetition  # noqa: E402
+from uad.training.distillation import Distillation  # noqa: E402
 
 SMALL = ["--image-size", "64", "--batch-size", "4", "--seed", "3"]
 
@@ -65,7 +66,7 @@ def test_a_teacher_of_patches_is_one_of_uninformed_students(
 
 
 def test_the_backbone_and_the_network_see_the_same_patch() -> None:
-    what = Distillation("patch33", "efficientnet_lite0", "imagenet", 64, 1, 1, 1e-3, 0, "32-true")
+    what = Distillation(network="patch33", size=64, precision="32-true")
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.integers(0, 256, (2, 128, 128, 3), np.uint8))
     patches = distill._cut(image, random)
@@ -85,7 +86,7 @@ def test_the_backbone_and_the_network_see_the_same_patch() -> None:
 
 def test_the_description_of_an_image_lies_where_the_image_does() -> None:
     """The levels of a backbone look beside their place; what is learned must not."""
-    what = Distillation("pdn_s", "efficientnet_lite0", "imagenet", 128, 1, 1, 1e-3, 0, "32-true")
+    what = Distillation(network="pdn_s", size=128, precision="32-true")
     source = Source(what)
     grey = torch.full((1, 256, 256, 3), 128, dtype=torch.uint8)
     spot = grey.clone()

@@ -129,7 +129,10 @@ def test_the_last_checkpoint_is_of_the_last_epoch_though_the_first_was_better(
     assert torch.load(out / "last.ckpt", weights_only=True)["epoch"] == 2
 
 
-@pytest.mark.parametrize(("name", "expected"), [("stfpm", True), ("dcam", True), ("reverse_distillation", False)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("stfpm", True), ("dcam", True), pytest.param("reverse_distillation", False, marks=pytest.mark.slow)],
+)
 def test_a_model_is_given_drawn_defects_where_it_restores_them(
     name: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/uad demo --out demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" --longest 5
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest $(IN_PARALLEL) --durations 30

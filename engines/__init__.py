@@ -61,10 +61,10 @@ def runtimes() -> Dict[str, Runtime]:
 
     A package brings one by an entry point of the group `uad.runtimes`, "module:NAME" of a `Runtime`.
     """
-    found = dict(RUNTIMES)
+    known = dict(RUNTIMES)
     for name, (module, attribute) in entry_points("uad.runtimes").items():
-        found.setdefault(name, getattr(importlib.import_module(module), attribute))
-    return found
+        known.setdefault(name, getattr(importlib.import_module(module), attribute))
+    return known
 
 
 def missing(runtime: str) -> List[str]:

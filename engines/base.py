@@ -100,8 +100,8 @@ class Engine(abc.ABC):
     def _check(self, prediction: Prediction, names: Optional[Sequence[str]]) -> None:
         height, width = (side // self.info.map_stride for side in self.info.size)
         if prediction.anomaly_map.shape[1:] != (height, width):
-            found = prediction.anomaly_map.shape[1:]
-            raise ModelFileError(f"{self.path} gives a map of {found}, by its description {(height, width)}")
+            shape = prediction.anomaly_map.shape[1:]
+            raise ModelFileError(f"{self.path} gives a map of {shape}, by its description {(height, width)}")
         finite = np.isfinite(prediction.score) & np.isfinite(prediction.anomaly_map).all(axis=(1, 2))
         if not finite.all():
             first = int(np.argmin(finite))

@@ -195,8 +195,8 @@ def benchmark(
                     span = 0.2
                 if some:
                     asked = [threads.submit(workers[index].judge, some, seconds / ROUNDS) for index in group]
-                    for index, found in zip(group, asked):
-                        judged[index] += found.result()
+                    for index, decisions in zip(group, asked):
+                        judged[index] += decisions.result()
             progress()
         reports: List[Dict[str, Any]] = []
         for path, worker, measured, ms, mb in zip(paths, workers, runs, judged, taken_mb):
@@ -312,8 +312,8 @@ def _judge(engine: engines.Engine, photographs: Sequence[str], seconds: float) -
     while taken < len(photographs) or time.perf_counter() < end:
         paths = [photographs[(taken + index) % len(photographs)] for index in range(engine.batch)]
         start = time.perf_counter()
-        found = engine.infer(np.stack([read_resized(path, [size])[0] for path in paths]), paths)
-        for score in found.score:
+        prediction = engine.infer(np.stack([read_resized(path, [size])[0] for path in paths]), paths)
+        for score in prediction.score:
             is_defect(float(score), threshold)
         measured.append(1000.0 * (time.perf_counter() - start))
         taken += engine.batch

@@ -10,7 +10,7 @@ def entry_points(group: str) -> Dict[str, Tuple[str, str]]:
 
     https://packaging.python.org/en/latest/specifications/entry-points/
     """
-    found: Any = metadata.entry_points()
-    selected: Iterable[Any] = found.get(group, ()) if sys.version_info < (3, 10) else found.select(group=group)
+    installed: Any = metadata.entry_points()
+    selected: Iterable[Any] = installed.get(group, ()) if sys.version_info < (3, 10) else installed.select(group=group)
     values = {each.name: each.value.partition(":") for each in selected}
     return {name: (module.strip(), attribute.strip()) for name, (module, _, attribute) in values.items()}

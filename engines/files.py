@@ -75,7 +75,7 @@ def replacing(path: Union[str, Path]) -> Iterator[Path]:
         if to_stream:
             _pour(temporary, path)
         else:
-            _settle(temporary, target)
+            _put_in_place(temporary, target)
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror or error})") from error
     finally:
@@ -126,13 +126,13 @@ def _harmless(cell: Any) -> Any:
 def _is_stream(path: Union[str, Path]) -> bool:
     """Whether a path leads to something that is no file, or to what this process prints into."""
     try:
-        found = os.stat(str(path))
+        status = os.stat(str(path))
     except OSError:
         return False
-    return not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)) or _own_output(path) is not None
+    return not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)) or _descriptor_of_output(path) is not None
 
 
-def _own_output(path: Union[str, Path]) -> Optional[int]:
+def _descriptor_of_output(path: Union[str, Path]) -> Optional[int]:
     """Which of stdout and stderr a path leads to, as /dev/stdout does."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):
@@ -143,14 +143,14 @@ def _own_output(path: Union[str, Path]) -> Optional[int]:
 
 def _pour(source: Path, path: Union[str, Path]) -> None:
     """Write a file's content to a stream."""
-    own = _own_output(path)
-    if own is not None:
+    descriptor = _descriptor_of_output(path)
+    if descriptor is not None:
         sys.stdout.flush()  # what was printed before stays before
-    with open(source, "rb") as content, open(path if own is None else os.dup(own), "wb") as stream:
+    with open(source, "rb") as content, open(path if descriptor is None else os.dup(descriptor), "wb") as stream:
         shutil.copyfileobj(content, stream)
 
 
-def _settle(temporary: Path, target: Path) -> None:
+def _put_in_place(temporary: Path, target: Path) -> None:
     """Give a file its place, so that after a loss of power either the old one or the new one is there."""
     if os.path.exists(str(target)):
         shutil.copymode(str(target), str(temporary))

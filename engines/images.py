@@ -159,8 +159,8 @@ def orientation(path: Union[str, Path]) -> int:
 
 def _orientation_of(image: "PIL.Image.Image") -> int:
     """1 to 8; a value that EXIF does not know counts as 1."""
-    found = image.getexif().get(0x0112, 1)
-    return int(found) if found in range(1, 9) else 1
+    tag = image.getexif().get(0x0112, 1)
+    return int(tag) if tag in range(1, 9) else 1
 
 
 def resize(image: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
@@ -249,11 +249,11 @@ def _opaque(image: "PIL.Image.Image") -> "PIL.Image.Image":
 def _tell_of_depth(path: Union[str, Path], highest: int, depth: int) -> None:
     """Warn where the values of a 16-bit file are not of the depth that they are taken to have."""
     if highest >= 2**depth:
-        said = f"{path} has values up to {highest}, but those of its class have {depth} bits: what is above is clipped"
+        text = f"{path} has values up to {highest}, but those of its class have {depth} bits: what is above is clipped"
     elif depth == DEPTHS[-1] and highest < 2 ** DEPTHS[-2]:
-        said = (
+        text = (
             f"{path} has 16 bits a pixel but no value above {highest}: no other depth is known, so it is nearly black"
         )
     else:
         return
-    warnings.warn(said, UadWarning, stacklevel=2)
+    warnings.warn(text, UadWarning, stacklevel=2)

@@ -79,14 +79,14 @@ def sample(root: Path = ROOT) -> Dict[str, Any]:
 
 def memory_available_mb(root: Path = ROOT) -> Optional[float]:
     """Memory that could be had without swapping, in units of 10^6 bytes; a GPU's allocations are taken from it."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(root / "proc/meminfo") or "", re.MULTILINE)
-    return int(found[1]) * 1024 / 1e6 if found else None
+    line = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(root / "proc/meminfo") or "", re.MULTILINE)
+    return int(line[1]) * 1024 / 1e6 if line else None
 
 
 def power_mode(answer: str) -> Optional[str]:
     """The mode in what `nvpmodel -q` answers."""
-    found = re.search(r"^NV Power Mode: *(\S+)", answer, re.MULTILINE)
-    return found[1] if found else None
+    line = re.search(r"^NV Power Mode: *(\S+)", answer, re.MULTILINE)
+    return line[1] if line else None
 
 
 class Watch:
@@ -133,23 +133,23 @@ class Watch:
 
 def doubts(before: Dict[str, Any], after: Dict[str, Any], seconds: float) -> List[str]:
     """Why latencies that were taken between two `settings` are not those of a module left alone."""
-    found = []
+    reasons = []
     for key in ("power_mode", "gpu_mhz_range", "cpu_mhz_range"):
         if before[key] != after[key]:
-            found.append(f"{key} changed from {before[key]} to {after[key]} while it was measured")
+            reasons.append(f"{key} changed from {before[key]} to {after[key]} while it was measured")
     for name, count in after["over_current"].items():
         more = count - before["over_current"].get(name, 0)
         if more > 0:
-            found.append(f"the current passed a limit {more:.0f} times ({name}), and the clocks were lowered for it")
+            reasons.append(f"the current passed a limit {more:.0f} times ({name}), and the clocks were lowered for it")
     for name, step in after["cooling"].items():
         if step > before["cooling"].get(name, 0) and "fan" not in name:
-            found.append(f"{name} was slowed down for its heat")
+            reasons.append(f"{name} was slowed down for its heat")
     low, high = after["gpu_mhz_range"] or (0.0, 0.0)
     if low != high:
-        found.append(f"the GPU's clock is free between {low:.0f} and {high:.0f} MHz: sudo jetson_clocks holds it")
+        reasons.append(f"the GPU's clock is free between {low:.0f} and {high:.0f} MHz: sudo jetson_clocks holds it")
     if seconds < SETTLED:
-        found.append(f"measured for {seconds:g} s, before the heat settles: --seconds {SETTLED:g} or more")
-    return found
+        reasons.append(f"measured for {seconds:g} s, before the heat settles: --seconds {SETTLED:g} or more")
+    return reasons
 
 
 def _nvpmodel() -> str:
@@ -186,18 +186,18 @@ def _range(folder: Optional[Path], low: str, high: str, unit: float) -> Optional
 
 
 def _numbers(root: Path, pattern: str, name: str) -> Dict[str, float]:
-    found = {name.format(path): _number(path) for path in sorted(root.glob(pattern))}
-    return {key: value for key, value in found.items() if value is not None}
+    readings = {name.format(path): _number(path) for path in sorted(root.glob(pattern))}
+    return {key: value for key, value in readings.items() if value is not None}
 
 
 def _by_label(root: Path, pattern: str, label: str, value: str, unit: float) -> Dict[str, float]:
     """Values in the folders of a pattern by what their label says; of equal labels the greatest."""
-    found: Dict[str, float] = {}
+    hottest: Dict[str, float] = {}
     for folder in sorted(root.glob(pattern)):
         name, number = (_text(folder / label) or "").strip(), _number(folder / value)
         if name and number is not None:
-            found[name] = max(found.get(name, number / unit), number / unit)
-    return found
+            hottest[name] = max(hottest.get(name, number / unit), number / unit)
+    return hottest
 
 
 def _summary(samples: "List[Dict[str, Any]]") -> Dict[str, Any]:

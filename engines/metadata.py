@@ -89,12 +89,12 @@ class ModelInfo:
         """
         try:
             values = json.loads(text)
-            found = values["format"]
-            if not isinstance(found, int):
-                raise TypeError(f"its format is {found}")
-            if found != FORMAT:
-                mend = "update uad" if found > FORMAT else "export it again"
-                raise ModelFileError(f"{path} has format {found}, this program reads {FORMAT}: {mend}")
+            version = values["format"]
+            if not isinstance(version, int):
+                raise TypeError(f"its format is {version}")
+            if version != FORMAT:
+                mend = "update uad" if version > FORMAT else "export it again"
+                raise ModelFileError(f"{path} has format {version}, this program reads {FORMAT}: {mend}")
             known = {field.name for field in dataclasses.fields(cls)}
             info = cls(**{key: value for key, value in values.items() if key in known})
             _check(info)

@@ -130,9 +130,9 @@ def _check_agreement(model: "onnx.ModelProto", info: ModelInfo, path: Union[str,
     shapes = {value.name: _sides(value) for value in (*model.graph.input, *model.graph.output)}
     expected = {"image": (*info.size, 3), "anomaly_map": tuple(side // info.map_stride for side in info.size)}
     for name, sides in expected.items():
-        found = shapes.get(name, ())[1:]
-        if name in shapes and any(side not in (None, wanted) for side, wanted in zip(found, sides)):
-            raise ModelFileError(f"{path}: {name} is {found} in the graph, {sides} by its description: export it again")
+        shape = shapes.get(name, ())[1:]
+        if name in shapes and any(side not in (None, wanted) for side, wanted in zip(shape, sides)):
+            raise ModelFileError(f"{path}: {name} is {shape} in the graph, {sides} by its description: export it again")
 
 
 def _sides(value: "onnx.ValueInfoProto") -> "Tuple[Optional[int], ...]":

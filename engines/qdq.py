@@ -32,11 +32,11 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     read_by = consumers(written)
     for node in [node for node in written.graph.node if node.op_type == "DequantizeLinear"]:
         for number, reader in enumerate(read_by.get(node.output[0], [])[1:], start=1):
-            own = f"{node.output[0]}_{number}"
-            copied = helper.make_node(node.op_type, node.input, [own], name=f"{node.name}_{number}")
+            alone = f"{node.output[0]}_{number}"
+            copied = helper.make_node(node.op_type, node.input, [alone], name=f"{node.name}_{number}")
             copied.attribute.extend(node.attribute)
             written.graph.node.append(copied)
-            rename_input(reader, node.output[0], own)
+            rename_input(reader, node.output[0], alone)
     for name, node in {node.input[0]: node for node in _dequantizers(written, values)}.items():
         axis = axis_of(node)
         scale = values[node.input[1]]

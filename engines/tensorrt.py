@@ -200,8 +200,8 @@ class TensorRtEngine(Engine):
         """Each layer of the plan with its precision and kernel, as TensorRT's inspector tells it."""
         with self._current():
             inspector = self._engine.create_engine_inspector()
-            told = json.loads(inspector.get_engine_information(self._json))
-        return list(told["Layers"])
+            information = json.loads(inspector.get_engine_information(self._json))
+        return list(information["Layers"])
 
     def close(self) -> None:
         self.closed = True

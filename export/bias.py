@@ -44,9 +44,9 @@ def correct_biases(
     nodes = {node.name: node for node in corrected.graph.node}
     values = constants(quantized)
     for group in layers:
-        found = _channel_means(_up_to(corrected, group.values()), list(group.values()), images)
+        means = _channel_means(_up_to(corrected, group.values()), list(group.values()), images)
         for name, tensor in group.items():
-            bias = values[nodes[name].input[2]] - (found[tensor] - expected[tensor])
+            bias = values[nodes[name].input[2]] - (means[tensor] - expected[tensor])
             nodes[name].input[2] = f"{name}/corrected_bias"
             corrected.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), nodes[name].input[2]))
         progress()

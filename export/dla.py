@@ -139,8 +139,8 @@ def _text(node: onnx.NodeProto, name: str, default: str) -> str:
     return value.decode() if isinstance(value, bytes) else default
 
 
-def _outside(what: str, found: Sequence[int], least: int, most: int) -> str:
-    if all(least <= each <= most for each in found):
+def _outside(what: str, values: Sequence[int], least: int, most: int) -> str:
+    if all(least <= each <= most for each in values):
         return ""
     span = f"{least} to {most}" if least < most else str(most)
-    return f"{what} {' x '.join(str(each) for each in found)}, not {span}"
+    return f"{what} {' x '.join(str(each) for each in values)}, not {span}"

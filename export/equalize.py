@@ -74,7 +74,7 @@ def equalizable(model: onnx.ModelProto) -> Dict[str, Tuple[str, List[str]]]:
     """
     made_by, read_by, fixed = producers(model), consumers(model), constants(model)
     outputs = {value.name for value in model.graph.output}
-    found = {}
+    sources = {}
     for node in model.graph.node:
         name = node.output[0]
         readers = read_by.get(name, [])
@@ -88,8 +88,8 @@ def equalizable(model: onnx.ModelProto) -> Dict[str, Tuple[str, List[str]]]:
                 continue
             source = made_by[node.input[0]]
         if source.op_type == "Conv" and in_backbone(source) and all(name in fixed for name in source.input[1:]):
-            found[name] = source.name, [reader.name for reader in readers]
-    return found
+            sources[name] = source.name, [reader.name for reader in readers]
+    return sources
 
 
 def _factors(amax: np.ndarray) -> np.ndarray:

@@ -100,12 +100,12 @@ def _check_agreement(model: onnx.ModelProto, network: "nn.Module", size: Tuple[i
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-        found = session.run(["score", "anomaly_map"], {"image": images})
+        outputs = session.run(["score", "anomaly_map"], {"image": images})
     except Exception as error:  # onnxruntime raises classes of its own for each status code
         raise ExportError(f"ONNX Runtime cannot run the graph ({str(error).splitlines()[0]})") from error
     with torch.inference_mode():
         expected = [output.numpy() for output in network(torch.from_numpy(images))]
-    for name, one, other in zip(("score", "anomaly_map"), found, expected):
+    for name, one, other in zip(("score", "anomaly_map"), outputs, expected):
         if not np.isfinite(other).all():
             raise ExportError(f"the {name} of a test image is not finite: train the model again")
         if one.shape != other.shape:

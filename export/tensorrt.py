@@ -167,11 +167,11 @@ def _build(
     cache = settings.timing_cache or default_timing_cache(trt.__version__, device)
     make_folder(cache.parent, flag="--timing-cache")
     monitor = _monitor(trt, watch) if hasattr(trt, "IProgressMonitor") else None
-    with _messages() as said:
+    with _messages() as messages:
         try:
             builder, network = create_network(strongly_typed=typed)
             # The parser holds the weights, so it lives until the plan is built; and so do monitor and calibrator.
-            parser = _parse(trt, network, model if settings.max_batch else _static(model, settings.batch), said)
+            parser = _parse(trt, network, model if settings.max_batch else _static(model, settings.batch), messages)
             held = [] if typed else hold_in_float32(trt, network, model, info.float_layers)
             if calibrator is None:
                 set_ranges(network, ranges)
@@ -181,8 +181,8 @@ def _build(
                 on_dla = put_on_dla(trt, builder, network, config, held, settings.dla_core, settings.gpu_fallback)
             plan = bytes(engine_bytes_from_network((builder, network, parser), config))
         except PolygraphyException as error:
-            raise ExportError(_failure(error, said, settings)) from error
-    warnings = {text for level, text in said if level == logging.WARNING}
+            raise ExportError(_failure(error, messages, settings)) from error
+    warnings = {text for level, text in messages if level == logging.WARNING}
     try:
         _keep_timings(config, cache)
     except OutputError as error:
@@ -308,7 +308,7 @@ def _static(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     return fixed
 
 
-def _parse(trt: Any, network: Any, model: onnx.ModelProto, said: "List[Tuple[int, str]]") -> Any:
+def _parse(trt: Any, network: Any, model: onnx.ModelProto, messages: "List[Tuple[int, str]]") -> Any:
     """Read a graph into a network; returns the parser.
 
     Raises:
@@ -325,7 +325,7 @@ def _parse(trt: Any, network: Any, model: onnx.ModelProto, said: "List[Tuple[int
         number = error.node()
         node = model.graph.node[number] if 0 <= number < len(model.graph.node) else None
         problems.append(f"{node.name} ({node.op_type}): {error.desc()}" if node else error.desc())
-    raise ExportError(f"TensorRT {trt.__version__} refuses the graph: {'; '.join(problems) or _errors(said)}")
+    raise ExportError(f"TensorRT {trt.__version__} refuses the graph: {'; '.join(problems) or _errors(messages)}")
 
 
 def _configuration(
@@ -432,11 +432,11 @@ def _messages() -> "Iterator[List[Tuple[int, str]]]":
     """Collect what TensorRT and Polygraphy say, as (level of `logging`, text), in place of printing it."""
     from polygraphy.logger import G_LOGGER
 
-    said: List[Tuple[int, str]] = []
+    messages: List[Tuple[int, str]] = []
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append((record.levelno, re.sub(r"\x1b\[[0-9;]*m|^\s*\[.\] ", "", record.getMessage()).strip()))
+            messages.append((record.levelno, re.sub(r"\x1b\[[0-9;]*m|^\s*\[.\] ", "", record.getMessage()).strip()))
 
     handler, logger = Keep(), logging.getLogger("Polygraphy")
     G_LOGGER.once_logged.clear()  # what was said of an earlier plan is said of this one too
@@ -446,20 +446,20 @@ def _messages() -> "Iterator[List[Tuple[int, str]]]":
     logger.setLevel(logging.DEBUG)  # whatever the rest of the program wants to hear
     logger.addHandler(handler)
     try:
-        yield said
+        yield messages
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
         G_LOGGER.use_python_logging_system, G_LOGGER.colors, logger.propagate = before
 
 
-def _errors(said: "List[Tuple[int, str]]") -> str:
+def _errors(messages: "List[Tuple[int, str]]") -> str:
     """What TensorRT said last before it failed."""
-    return "; ".join([text for level, text in said if level == logging.ERROR][-MOST_NAMES:])
+    return "; ".join([text for level, text in messages if level == logging.ERROR][-MOST_NAMES:])
 
 
-def _failure(error: Exception, said: "List[Tuple[int, str]]", settings: PlanSettings) -> str:
-    text = f"TensorRT cannot build the plan: {_errors(said) or error}"
+def _failure(error: Exception, messages: "List[Tuple[int, str]]", settings: PlanSettings) -> str:
+    text = f"TensorRT cannot build the plan: {_errors(messages) or error}"
     if re.search(r"out ?of ?memory|insufficient memory|bad_alloc", text, re.IGNORECASE):
         less = max(settings.workspace_mb // 4, 16)
         text += f". Close other programs, and try --workspace-mb {less} or a smaller batch"

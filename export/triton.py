@@ -72,8 +72,9 @@ def configuration(name: str, info: ModelInfo, plan: Optional[PlanInfo], backend:
     if batches:
         lines += [f"dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US} }}"]
     lines += [f"instance_group [ {{ count: 1 kind: {BACKENDS[backend]} }} ]"]
-    told: Dict[str, Any] = {"thresholds": info.thresholds, "threshold": info.threshold, "precision": info.precision}
-    for key, value in told.items():
+    thresholds = {"thresholds": info.thresholds, "threshold": info.threshold}
+    parameters: Dict[str, Any] = {**thresholds, "precision": info.precision}
+    for key, value in parameters.items():
         lines += [f"parameters {{ key: {_text(key)} value {{ string_value: {_text(json.dumps(value))} }} }}"]
     return "\n".join(lines) + "\n"
 

@@ -15,21 +15,27 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-LONGEST = 5.0  # seconds of a test that is not marked slow; what its fixtures take is shared, and counts for none
 
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: their threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--longest", type=float, help="seconds that a test may take which is not marked slow")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
-    """An unmarked test that takes longer than `LONGEST` fails: `make test` has no room for it."""
-    report = yield
-    is_long = call.when == "call" and call.duration > LONGEST and item.get_closest_marker("slow") is None
-    if is_long and report.passed:
+    """An unmarked test that takes longer than --longest fails: `make test` has no room for it.
+
+    What its fixtures take is shared, and counts for none.
+    """
+    report, longest = (yield), item.config.getoption("longest")
+    may_take_long = longest is None or item.get_closest_marker("slow") is not None
+    if call.when == "call" and report.passed and not may_take_long and call.duration > longest:
         report.outcome = "failed"
-        report.longrepr = f"it took {call.duration:.1f} s, more than {LONGEST:g}: make it quicker, or mark it slow"
+        report.longrepr = f"it took {call.duration:.1f} s, more than {longest:g}: make it quicker, or mark it slow"
     return report
 
 

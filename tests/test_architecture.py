@@ -79,6 +79,57 @@ def test_models_know_nothing_of_training() -> None:
             assert not [other for other in imported(path, set(files)) if other.startswith("uad.training")], name
 
 
+# The rooms, from the ground up: what stands in one imports what stands in it or below, never above.
+FLOORS = (
+    ("engines",),
+    ("export",),
+    ("uad", "uad.errors", "uad.progress", "uad.options", "uad.command_line"),
+    ("uad.data",),
+    ("uad.models", "uad.evaluation"),
+    ("uad.training", "uad.judging", "uad.tables"),
+    ("uad.exporting", "uad.report"),
+    ("uad.commands",),
+    ("uad.cli",),
+)
+
+
+def floor_of(name: str) -> int:
+    """The floor of the innermost room that a module lies in."""
+    rooms = {room: floor for floor, names in enumerate(FLOORS) for room in names}
+    return next(rooms[room] for room in sorted(rooms, reverse=True) if f"{name}.".startswith(f"{room}."))
+
+
+def test_no_import_runs_up() -> None:
+    files = modules()
+    up = [
+        f"{name} -> {other}"
+        for name, path in files.items()
+        for other in imported(path, set(files))
+        if floor_of(other) > floor_of(name)
+    ]
+    assert up == []
+    assert floor_of("uad.exporting.refit") > floor_of("uad.evaluation.metrics") > floor_of("engines")
+    assert {name for name in files if name.count(".") == 1 and name.startswith("uad.")} <= {
+        room for names in FLOORS for room in names
+    }
+
+
+def test_a_room_beside_another_does_not_reach_into_it() -> None:
+    files = modules()
+    for room, other in (
+        ("uad.judging", "uad.exporting"),
+        ("uad.models", "uad.evaluation"),
+        ("uad.judging", "uad.training"),
+    ):
+        for one, two in ((room, other), (other, room)):
+            reached = [
+                n
+                for n, p in files.items()
+                if n.startswith(f"{one}.") and any(i.startswith(f"{two}.") for i in imported(p, set(files)))
+            ]
+            assert reached == [], (one, two)
+
+
 def test_torch_stays_behind_its_wall() -> None:
     free = [name for name in modules() if not name.startswith(NEEDS_TORCH) or name in FREE]
     assert "uad.commands.fit" in free and "uad.models" in free and "uad.exporting.images" in free

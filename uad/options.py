@@ -87,8 +87,8 @@ def options_of(kind: Any, place: Tuple[str, ...] = (), prefix: str = "") -> Iter
         if dataclasses.is_dataclass(hint):
             yield from options_of(hint, inside, prefix if each.metadata.get("part") else f"{prefix}{each.name}.")
         else:
-            own = each.name if each.metadata.get("positional") else each.name.replace("_", "-")
-            yield Option(inside, prefix + (each.metadata.get("flag") or own), hint, each)
+            name = each.name if each.metadata.get("positional") else each.name.replace("_", "-")
+            yield Option(inside, prefix + (each.metadata.get("flag") or name), hint, each)
 
 
 def check_fields(options: Any) -> None:

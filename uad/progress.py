@@ -41,7 +41,7 @@ def phases(title: str) -> Iterator[Callable[[str, int, int], None]]:
         yield lambda phase, done, steps: bar.update(task, completed=done, total=steps, phase=phase)
 
 
-def counted(items: Iterable[T], step: Callable[[], object]) -> Iterator[T]:
+def with_steps(items: Iterable[T], step: Callable[[], object]) -> Iterator[T]:
     """The same items, with a step after each."""
     for item in items:
         yield item

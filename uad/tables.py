@@ -59,13 +59,13 @@ def _worst(classes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     """The worst of each figure over the classes that have it."""
 
     def worst(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-        found: Dict[str, Any] = {}
+        worst: Dict[str, Any] = {}
         for key in rows[0]:
             if key != "agreement":
                 values = [row[key] for row in rows if row[key] is not None]
                 choose = max if key.startswith("flipped") else min
-                found[key] = choose(values) if values else None
-        return found
+                worst[key] = choose(values) if values else None
+        return worst
 
     figures = worst(classes)
     if "agreement" in classes[0]:
@@ -93,8 +93,8 @@ def benchmark_table(reports: Sequence[Dict[str, Any]]) -> str:
         row += [_fraction(report[key], 0) for key in ("ram_mb", "ram_peak_mb")]
         row += [f"{report['file_mb']:.1f}", f"{report['load_s']:.2f}"]
         if on_gpu:
-            found = report["parts_ms"] or {}
-            row += [_fraction(found[name]["p50"] if name in found else None) for name in parts]
+            of_parts = report["parts_ms"] or {}
+            row += [_fraction(of_parts[name]["p50"] if name in of_parts else None) for name in parts]
             row.append(_fraction(report["device_mem_mb"], 0))
         row += [_fraction(report["unified_mb"], 0)] if shared else []
         row += [f"{report['photograph_ms'][key]:.2f}" for key in ("p50", "p99")] if judged else []
@@ -113,7 +113,7 @@ def jetson_lines(seen: Dict[str, Any]) -> str:
     lines = [", ".join([*module, f"power mode {seen['power_mode'] or 'unknown'}", *clocks])]
     watts = [f"{rail} {mw['mean'] / 1e3:.1f} W (most {mw['max'] / 1e3:.1f})" for rail, mw in seen["power_mw"].items()]
     heat = [f"{zone} {degrees['max']:.0f} °C" for zone, degrees in seen["celsius"].items()]
-    lines += [f"{name}: {', '.join(told)}" for name, told in (("power", watts), ("hottest", heat)) if told]
+    lines += [f"{name}: {', '.join(values)}" for name, values in (("power", watts), ("hottest", heat)) if values]
     return "\n".join([*lines, *(f"doubt: {doubt}" for doubt in seen["doubts"])])
 
 
@@ -153,12 +153,12 @@ def cost_table(costs: "Sequence[Cost]") -> str:
     header = ["class", "threshold before", "now", "false alarms", "95%", "defects found", "95%"]
     rows = []
     for cost in costs:
-        told = [text for rate in (cost.false_alarms, cost.found) for text in _counted(rate)]
-        rows.append([cost.class_name, f"{cost.before:.4g}", f"{cost.threshold:.4g}", *told])
+        rates = [text for rate in (cost.false_alarms, cost.found) for text in _rate_cells(rate)]
+        rows.append([cost.class_name, f"{cost.before:.4g}", f"{cost.threshold:.4g}", *rates])
     return markdown(header, rows)
 
 
-def _counted(rate: "Optional[Rate]") -> List[str]:
+def _rate_cells(rate: "Optional[Rate]") -> List[str]:
     if rate is None:
         return ["-", "-"]
     return [f"{rate.hits} of {rate.of}", f"{100 * rate.low:.1f} to {100 * rate.high:.1f}%"]

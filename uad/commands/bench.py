@@ -84,10 +84,10 @@ def _photographs(folder: Optional[Path]) -> List[Path]:
         return []
     if not folder.is_dir():
         raise DataError(f"--images {folder} is no folder of images")
-    found = images_below(folder)
-    if not found:
+    photographs = images_below(folder)
+    if not photographs:
         raise DataError(f"no image in {folder}")
-    return found
+    return photographs
 
 
 def main(arguments: Sequence[str]) -> None:

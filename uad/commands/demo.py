@@ -70,17 +70,17 @@ def demo(options: DemoOptions) -> str:
     )
     print(f"\n$ uad predict {model} {' '.join(map(str, tests))} --out {predictions}", flush=True)
     sheet = out / "sheet.png"
-    found = first_of_each(predict.predict(predict.PredictOptions(model, tests, predictions)))
-    contact_sheet([found[name, is_good] for name in DEMO for is_good in (True, False)], sheet)
+    shown = first_of_each(predict.predict(predict.PredictOptions(model, tests, predictions)))
+    contact_sheet([shown[name, is_good] for name in DEMO for is_good in (True, False)], sheet)
     return "\n".join(["", _table(out), EXPLANATION, f"Look at what it saw: {sheet}"])
 
 
 def first_of_each(decisions: "Sequence[Decision]") -> "Dict[Tuple[str, bool], Decision]":
     """The first photograph of each product that is good (True), and that is defective, as they come."""
-    found: Dict[Tuple[str, bool], Decision] = {}
+    first: Dict[Tuple[str, bool], Decision] = {}
     for decision in decisions:
-        found.setdefault((decision.class_name, Path(decision.image).parent.name == GOOD), decision)
-    return found
+        first.setdefault((decision.class_name, Path(decision.image).parent.name == GOOD), decision)
+    return first
 
 
 def _commands(out: Path, images: Path) -> List[List[str]]:

@@ -70,13 +70,13 @@ def doctor() -> str:
     """A readable report, one line for each package and each runtime."""
     lines = [f"Python {platform.python_version()} on {platform.platform()}, {_processor()}"]
     for purpose, (extra, packages) in PACKAGES.items():
-        found = [(name, _version(name)) for name in packages]
-        missing = [name for name, number in found if number is None]
+        versions = [(name, _version(name)) for name in packages]
+        missing = [name for name, number in versions if number is None]
         lines.append(
             f"{purpose}: "
             + (f"missing {', '.join(missing)}: pip install '{extra}' in the folder of uad" if missing else "ready")
         )
-        lines += [f"  {name} {number}" for name, number in found if number is not None]
+        lines += [f"  {name} {number}" for name, number in versions if number is not None]
     lines.append("runtimes:")
     lines += [f"  {name}: {answer}" for name, answer in _runtimes()]
     if saturates(platform.machine(), cpu_flags()):
@@ -162,14 +162,14 @@ def _processor() -> str:
     return f"{name} ({', '.join(useful) or 'no INT8 instructions found'})"
 
 
-def _report(options: DoctorOptions, said: str) -> None:
+def _report(options: DoctorOptions, text: str) -> None:
     """Write what is said of this machine, and of a model on it."""
     from engines.benchmark import ROUNDS
     from uad.progress import progress
     from uad.report.device_report import device_report, without_paths
 
     assert options.report is not None
-    content: Dict[str, Any] = {"uad": _version("uad"), "doctor": without_paths(said.splitlines()), "model": None}
+    content: Dict[str, Any] = {"uad": _version("uad"), "doctor": without_paths(text.splitlines()), "model": None}
     if options.model is not None:
         with progress("Measuring", ROUNDS) as step:
             content["model"] = device_report(options.model, options.reference, options.seconds, step)
@@ -181,8 +181,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(DoctorOptions, arguments, "doctor")
     if options.report is not None:
         check_output(options.report, "--report")
-    said = doctor()
-    print(said)
+    text = doctor()
+    print(text)
     if options.report is not None:
-        _report(options, said)
+        _report(options, text)
         print(f"{options.report}: read it before you send it")

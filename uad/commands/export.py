@@ -159,17 +159,17 @@ def _made(source: "Source", options: ExportOptions) -> "Graph":
     from uad.exporting.post_training import quantize
     from uad.exporting.source import Graph, with_learned_ranges
 
-    asked, found = options.precision, source.info.precision
+    asked, given = options.precision, source.info.precision
     if source.quantization is not None:
         if asked not in (None, "int8"):
             trained = f"{source.path} was trained for int{source.quantization.bits}"
             raise ExportError(f"{trained}: export it with --precision int8")
         _refuse_calibration(options, f"{source.path} brings its own ranges")
         return with_learned_ranges(source)
-    if found != "fp32":  # only a float32 graph can be made another precision
-        if asked not in (None, found):
-            raise ExportError(f"{source.path} is {found} already: export from the checkpoint or its fp32 file")
-        _refuse_calibration(options, f"{source.path} is {found} already")
+    if given != "fp32":  # only a float32 graph can be made another precision
+        if asked not in (None, given):
+            raise ExportError(f"{source.path} is {given} already: export from the checkpoint or its fp32 file")
+        _refuse_calibration(options, f"{source.path} is {given} already")
         return Graph(source.model, source.info)
     if asked == "fp16":
         return to_half(source, options.calibration)

@@ -202,8 +202,8 @@ def _help(arguments: List[str]) -> str:
     from uad.training.settings import help_text
 
     options = parse(FitOptions, arguments, "fit")
-    own: str = parser_of(FitOptions, "fit").format_help()
-    return f"{own}\n{help_text(options.model.get('name'), options.ckpt)}"
+    page: str = parser_of(FitOptions, "fit").format_help()
+    return f"{page}\n{help_text(options.model.get('name'), options.ckpt)}"
 
 
 def _check_start(setup: Any, ckpt: Path, out: Path) -> None:

@@ -267,8 +267,8 @@ def _print_counts(counts: Dict[str, int], where: Path) -> None:
     from uad.judging.predictions import DEFECT, UNREADABLE
 
     unreadable = counts.get(UNREADABLE, 0)
-    said = f", {unreadable} that cannot be read" if unreadable else ""
-    print(f"{sum(counts.values())} images, {counts.get(DEFECT, 0)} with a defect{said}: see {where}")
+    rest = f", {unreadable} that cannot be read" if unreadable else ""
+    print(f"{sum(counts.values())} images, {counts.get(DEFECT, 0)} with a defect{rest}: see {where}")
 
 
 def _watch(options: PredictOptions) -> int:

@@ -72,13 +72,13 @@ def threshold(options: ThresholdOptions) -> "List[Cost]":
     unknown = [name for name in scores if name not in info.thresholds]
     if unknown:
         raise UserError(f"{options.model} does not know the class {unknown[0]}: it knows {', '.join(info.thresholds)}")
-    found = choose(scores, options.target_fpr, options.target_recall, options.per_class)
-    common = found[ALL]
-    thresholds = {name: found.get(name, before[name] if options.per_class else common) for name in info.thresholds}
+    new = choose(scores, options.target_fpr, options.target_recall, options.per_class)
+    common = new[ALL]
+    thresholds = {name: new.get(name, before[name] if options.per_class else common) for name in info.thresholds}
     former = info.former_thresholds or {**info.thresholds, "": info.threshold}
     changed = dataclasses.replace(info, thresholds=thresholds, threshold=common, former_thresholds=former)
     _rewrite(options.model, changed)
-    return costs(scores, before, found)
+    return costs(scores, before, new)
 
 
 def _scores(options: ThresholdOptions) -> "Dict[str, Scores]":

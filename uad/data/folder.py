@@ -54,22 +54,22 @@ def find_classes(root: Path, classes: Optional[Sequence[str]] = None) -> Dict[st
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: give the one that holds the classes")
     inside = folders_in(root)
-    found = {folder.name: folder for folder in inside if _is_class(folder)}
-    plain = {folder.name: folder for folder in inside if folder.name not in found}
-    if _is_class(root) or (not found and has_images(root, deep=False)):
-        found = {root.resolve().name: root}
+    classes_there = {folder.name: folder for folder in inside if _is_class(folder)}
+    plain = {folder.name: folder for folder in inside if folder.name not in classes_there}
+    if _is_class(root) or (not classes_there and has_images(root, deep=False)):
+        classes_there = {root.resolve().name: root}
     else:
         plain = {name: folder for name, folder in plain.items() if has_images(folder)}
-        if found and plain:
-            said = f"{root}: {', '.join(plain)} without train and test, taken as good images"
-            warnings.warn(said, UadWarning, stacklevel=2)
-        found = dict(sorted({**found, **plain}.items()))
-    if not found:
+        if classes_there and plain:
+            text = f"{root}: {', '.join(plain)} without train and test, taken as good images"
+            warnings.warn(text, UadWarning, stacklevel=2)
+        classes_there = dict(sorted({**classes_there, **plain}.items()))
+    if not classes_there:
         raise DataError(f"{root} holds no images: expected {root}/CLASS/train/good/*.png, or images")
-    unknown = sorted(set(classes or ()) - set(found))
+    unknown = sorted(set(classes or ()) - set(classes_there))
     if unknown:
-        raise DataError(f"{root} has no class {', '.join(unknown)}: it has {', '.join(found)}")
-    return {name: found[name] for name in found if not classes or name in classes}
+        raise DataError(f"{root} has no class {', '.join(unknown)}: it has {', '.join(classes_there)}")
+    return {name: classes_there[name] for name in classes_there if not classes or name in classes}
 
 
 def train_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[Sample]:

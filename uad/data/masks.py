@@ -115,8 +115,8 @@ def tell_of_doubtful(masks: Sequence[Tuple[Path, float]], turned: Sequence[Path]
             f"{count(full, 'mask')} cover more than half of the image, inverted? {listing(full, 5)}", UadWarning, 2
         )
     if turned:
-        said = f"{count(turned, 'mask')} of photographs that EXIF turns, taken as they are: {listing(turned, 5)}"
-        warnings.warn(said, UadWarning, 2)
+        text = f"{count(turned, 'mask')} of photographs that EXIF turns, taken as they are: {listing(turned, 5)}"
+        warnings.warn(text, UadWarning, 2)
 
 
 def is_turned_in_place(image: Path, masks: Sequence[Path]) -> bool:

@@ -127,11 +127,11 @@ class AnomalyData(LightningDataModule):
             return
         samples = train_samples(self.root, self.classes)
         self.depths = depths_of(samples)
-        few = {name: depth for name, depth in self.depths.items() if depth < 16}
-        if few:
-            said = ", ".join(f"{name} has {depth}" for name, depth in few.items())
+        below_16 = {name: depth for name, depth in self.depths.items() if depth < 16}
+        if below_16:
+            depths = ", ".join(f"{name} has {depth}" for name, depth in below_16.items())
             warnings.warn(
-                f"of the 16 bits of a pixel {said}: their values are stretched to the full range", UadWarning, 2
+                f"of the 16 bits of a pixel {depths}: their values are stretched to the full range", UadWarning, 2
             )
         good = self._as_trained(samples)
         self.training_samples, self.held_out_samples = hold_out(good, self.held_out, self.seed)

@@ -103,7 +103,7 @@ def _allowed(images: int, false_positive_rate: float) -> int:
     return int(np.count_nonzero(np.arange(1, images) / images <= false_positive_rate))
 
 
-def too_few(counts: Mapping[str, int], false_positive_rate: float) -> str:
+def rates_of_few(counts: Mapping[str, int], false_positive_rate: float) -> str:
     """What thresholds promise of the classes that have too few images for the rate; "" where all have enough.
 
     Args:
@@ -111,13 +111,13 @@ def too_few(counts: Mapping[str, int], false_positive_rate: float) -> str:
         false_positive_rate: that was asked for. Up to one and a half times of it is let pass.
     """
     rates = {name: promised_rate(count, false_positive_rate) for name, count in counts.items() if count}
-    said = [
+    likely = [
         f"{name} {100 * rate:.0f}% ({counts[name]} images)"
         for name, rate in rates.items()
         if rate > 1.5 * false_positive_rate
     ]
     asked = f"thresholds for {100 * false_positive_rate:g}% false alarms rest on few held-out images"
-    return f"{asked}, a further good image lies above in up to: {', '.join(said)}" if said else ""
+    return f"{asked}, a further good image lies above in up to: {', '.join(likely)}" if likely else ""
 
 
 def thresholds_at(scores_of_good: ArrayLike, classes: Sequence[str], false_positive_rate: float) -> dict[str, float]:

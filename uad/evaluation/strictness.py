@@ -26,7 +26,7 @@ class Rate(NamedTuple):
     high: float
 
     @classmethod
-    def counted(cls, hits: int, of: int) -> "Rate":
+    def of_counts(cls, hits: int, of: int) -> "Rate":
         """The interval of Clopper and Pearson."""
         from scipy.stats import beta
 
@@ -109,4 +109,4 @@ def _above(scores: Sequence[float], threshold: float) -> int:
 
 
 def _rate(hits: int, of: int) -> Optional[Rate]:
-    return Rate.counted(hits, of) if of else None
+    return Rate.of_counts(hits, of) if of else None

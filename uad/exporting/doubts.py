@@ -27,26 +27,26 @@ def calibration_doubts(model: onnx.ModelProto, images: CalibrationImages) -> Lis
     """
     if not images.samples:
         return []
-    said = []
+    doubts = []
     if images.count < FEWEST:
-        said.append(
+        doubts.append(
             f"calibration on {images.count} image(s): ranges may end too early, give at least {FEWEST} of a class"
         )
     known = images.info.classes
-    found = {sample.class_name for sample in images.samples}
-    missing = [name for name in known if name not in found]
-    if missing and found & set(known):
-        said.append(f"no calibration image of {', '.join(missing)}: what only they show is clipped")
+    given = {sample.class_name for sample in images.samples}
+    missing = [name for name in known if name not in given]
+    if missing and given & set(known):
+        doubts.append(f"no calibration image of {', '.join(missing)}: what only they show is clipped")
     some = load_images(draw(images.samples, LOOKED_AT, images.seed), images.info.size)
     flat = int((some.std(axis=(1, 2, 3)) < FLAT).sum())
     if flat:
-        said.append(f"{flat} of {len(some)} calibration images looked at are flat: they show nothing of the parts")
+        doubts.append(f"{flat} of {len(some)} calibration images looked at are flat: they show nothing of the parts")
     far = class_distances(model, list(some))
     unlike = int((far > UNLIKE).sum())
     if 2 * unlike > len(far):
-        said.append(
+        doubts.append(
             f"{unlike} of {len(far)} calibration images looked at are unlike every class of the model "
             f"({', '.join(known)}): {np.median(far):.1f} squared deviations from the nearest, "
             f"where less than {UNLIKE:g} is usual"
         )
-    return said
+    return doubts

@@ -106,12 +106,12 @@ class Comparison:
         return Agreement(correlation, self._auroc(self._reference) - self._auroc(scores))
 
     def _spearman(self, scores: np.ndarray) -> Dict[str, Optional[float]]:
-        found: Dict[str, Optional[float]] = {}
+        correlations: Dict[str, Optional[float]] = {}
         for name, positions in _by_class(self.good).items():
             drawn = [position + len(self.good) for position in positions]
             both = [spearman(self._reference[each], scores[each]) for each in (positions, drawn)]
-            found[name] = min(both) if None not in both else None  # type: ignore[type-var]
-        return found
+            correlations[name] = min(both) if None not in both else None  # type: ignore[type-var]
+        return correlations
 
     def _auroc(self, scores: np.ndarray) -> float:
         figures = []
@@ -219,12 +219,12 @@ def good_for_agreement(spare: Sequence[Sample]) -> List[Sample]:
     for name in sorted({sample.class_name for sample in spare}):
         chosen += [sample for sample in spare if sample.class_name == name][:MOST_IMAGES]
     counts = Counter(sample.class_name for sample in chosen)
-    few = {name: count for name, count in counts.items() if count < FEWEST_IMAGES}
-    if few:
-        found = ", ".join(f"{count} of {name}" for name, count in few.items())
+    missing = {name: count for name, count in counts.items() if count < FEWEST_IMAGES}
+    if missing:
+        there = ", ".join(f"{count} of {name}" for name, count in missing.items())
         raise CalibrationError(
             f"--precision auto compares scores on at least {FEWEST_IMAGES} good images of each class that calibration "
-            f"did not use, here {found}: add images, or lower --calibration-images"
+            f"did not use, here {there}: add images, or lower --calibration-images"
         )
     return chosen
 

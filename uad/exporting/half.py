@@ -9,7 +9,7 @@ from uad.exporting.images import RANDOM_NORMAL, CalibrationImages
 from uad.exporting.refit import Refit, fit_again
 from uad.exporting.settings import Calibration
 from uad.exporting.source import Graph, Source
-from uad.progress import counted, progress
+from uad.progress import progress, with_steps
 
 
 def to_half(source: Source, calibration: Calibration) -> Graph:
@@ -34,4 +34,4 @@ def _beyond_float16(source: Source, images: Optional[CalibrationImages]) -> List
     if images is None:
         return beyond_float16(source.model)
     with progress("Looking for what float16 cannot hold", images.count) as step:
-        return beyond_float16(source.model, counted(images, step))
+        return beyond_float16(source.model, with_steps(images, step))

@@ -31,7 +31,7 @@ from uad.exporting.images import CalibrationImages
 from uad.exporting.refit import FEWEST_IMAGES, Refit, fit_again
 from uad.exporting.settings import TENSORRT_ENTROPY, Calibration, Choice
 from uad.exporting.source import Graph, Source
-from uad.progress import counted, phases, progress
+from uad.progress import phases, progress, with_steps
 from uad.tables import layer_table
 
 
@@ -130,7 +130,7 @@ def _calibrate(
     # Noise says nothing of where the values of a channel end.
     if images.source == "images" and equalizable(model):
         with progress("Equalising", images.count) as step:
-            model = equalize(model, counted(images, step))
+            model = equalize(model, with_steps(images, step))
     placement = place(model)
     ranged = placement.ranged()
     by_tensorrt = calibration.calibrator == TENSORRT_ENTROPY
@@ -140,7 +140,7 @@ def _calibrate(
     by_class = []
     if wanted:
         with progress("Calibrating", images.count) as step:
-            by_class = [collect_histograms(model, wanted, counted(group, step)) for group in images.by_class()]
+            by_class = [collect_histograms(model, wanted, with_steps(group, step)) for group in images.by_class()]
     if not by_tensorrt:
         amax = ranges(by_class, ranged, calibrator(calibration.rule, percentile=calibration.percent))
     histograms = {name: merged([of_class[name] for of_class in by_class]) for name in wanted}

@@ -19,7 +19,7 @@ from uad.data.folder import Sample
 from uad.data.reading import each_image
 from uad.evaluation.metrics import threshold_at, thresholds_at
 from uad.exporting.images import READOUT_IMAGES, CalibrationImages, first_of_each_class
-from uad.progress import counted, progress
+from uad.progress import progress, with_steps
 
 FEWEST_IMAGES = 8  # of a class, for its statistics to be corrected: fewer say little of a deviation
 Step = Callable[[], object]
@@ -56,8 +56,8 @@ class Refit:
             most: of each class.
         """
         samples = first_of_each_class(images.readout, most)
-        found = Counter(sample.class_name for sample in samples)
-        self.counts = {name: count for name, count in sorted(found.items()) if count >= FEWEST_IMAGES}
+        counts = Counter(sample.class_name for sample in samples)
+        self.counts = {name: count for name, count in sorted(counts.items()) if count >= FEWEST_IMAGES}
         self._samples = [sample for sample in samples if sample.class_name in self.counts]
         self._images = images
         self._model = model
@@ -90,11 +90,11 @@ class Refit:
 
     def _see(self, model: onnx.ModelProto, step: Step) -> Seen:
         if not self.counts:
-            return see(model, counted(self._images, step), [0] * self._images.count)
+            return see(model, with_steps(self._images, step), [0] * self._images.count)
         classes, size = self._images.info.classes, self._images.info.size
         return see(
             model,
-            counted(each_image(self._samples, size), step),
+            with_steps(each_image(self._samples, size), step),
             [classes.index(sample.class_name) for sample in self._samples],
         )
 
@@ -155,5 +155,5 @@ def choose_thresholds(
 
 
 def _scores(model: onnx.ModelProto, info: ModelInfo, samples: Sequence[Sample], step: Step) -> List[float]:
-    images = counted(each_image(samples, info.size), step)
+    images = with_steps(each_image(samples, info.size), step)
     return [float(values["score"][0]) for values in observe(model, ["score"], images)]

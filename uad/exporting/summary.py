@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
 
 from export.quantize import QuantizationReport
-from uad.evaluation.metrics import too_few
+from uad.evaluation.metrics import rates_of_few
 from uad.exporting.float_layers import FloatLayers
 from uad.exporting.refit import FEWEST_IMAGES, Fit
 from uad.exporting.source import Graph
@@ -90,8 +90,8 @@ def _fitted(fit: Fit, classes: Sequence[str], precision: str, false_positive_rat
         first += "; thresholds stay those of fp32"
     asked = f"{100 * false_positive_rate:g}% was asked for"
     lines = [first, *_above(fit.above, asked)]
-    few = too_few(fit.held_out, false_positive_rate)
-    return [*lines, few] if few else lines
+    rates = rates_of_few(fit.held_out, false_positive_rate)
+    return [*lines, rates] if rates else lines
 
 
 def _above(shares: Dict[str, float], asked: str) -> List[str]:

@@ -95,12 +95,12 @@ def cluster(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    own: Dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    settings: Dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         if host and port.isdecimal():  # Ray tries for minutes
             socket.create_connection((host, int(port)), REACHED).close()
-        ray.init(address=address, logging_level=logging.ERROR, **own)
+        ray.init(address=address, logging_level=logging.ERROR, **settings)
     except (OSError, ValueError, RuntimeError) as error:
         token = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
         raise UserError(f"--ray {address}: no Ray cluster there ({error}){token}") from error
@@ -143,7 +143,7 @@ def judge_archive(
         cpus, gpus = (0, 1) if Path(work.model).suffix == plan_file.SUFFIX else (work.threads, 0)
         pool = ray.data.ActorPoolStrategy(size=min(_workers(ray, cpus, gpus), len(blocks)))
         # The blocks are there already: a step of Ray's in front would wait for ever for a CPU that a worker holds.
-        found = ray.data.from_arrow(blocks).map_batches(
+        tables = ray.data.from_arrow(blocks).map_batches(
             Worker,
             fn_constructor_args=(work,),
             compute=pool,
@@ -152,7 +152,7 @@ def judge_archive(
             num_cpus=cpus,
             num_gpus=gpus,
         )
-        for table in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in tables.iter_batches(batch_size=None, batch_format="pyarrow"):
             for decision, error in zip(table["decision"].to_pylist(), table["error"].to_pylist()):
                 if decision == FAILED:
                     raise UserError(error)

@@ -66,8 +66,8 @@ def decide(
         images = [each.small for each in readable if each.small is not None]
         if images:
             with free:
-                found = engine.infer(np.stack(images), [str(each.path) for each in readable])
-            for each, score, anomaly_map in zip(readable, found.score, found.anomaly_map):
+                prediction = engine.infer(np.stack(images), [str(each.path) for each in readable])
+            for each, score, anomaly_map in zip(readable, prediction.score, prediction.anomaly_map):
                 each.score, each.anomaly_map = float(score), anomaly_map
         return [_finish(engine, each, overlays, only_defects) for each in seen]
 

@@ -31,18 +31,18 @@ def find_photographs(
     Raises:
         UserError: as `find_images`; a manifest cannot be read or names a class that the model does not know.
     """
-    found: Dict[Path, Optional[str]] = {}
+    photographs: Dict[Path, Optional[str]] = {}
     files: List[Path] = []
     for path in inputs:
         if path.suffix.lower() in MANIFESTS and path.is_file():
-            found.update((photograph, class_name or name) for photograph, name in _manifest(path, classes))
+            photographs.update((photograph, class_name or name) for photograph, name in _manifest(path, classes))
         else:
             files.append(path)
     if files or not inputs:
         for path, source in find_images(files).items():
-            found.setdefault(path, class_name or class_of(path, source, classes))
-    once = {os.path.abspath(path): path for path in reversed(list(found))}
-    return {path: found[path] for path in reversed(list(once.values()))}
+            photographs.setdefault(path, class_name or class_of(path, source, classes))
+    once = {os.path.abspath(path): path for path in reversed(list(photographs))}
+    return {path: photographs[path] for path in reversed(list(once.values()))}
 
 
 def _manifest(path: Path, classes: Sequence[str]) -> Iterator[Tuple[Path, Optional[str]]]:
@@ -104,24 +104,24 @@ def find_images(inputs: Sequence[Path]) -> Dict[Path, Path]:
     Raises:
         UserError: an input does not exist or is no photograph, a link leads nowhere, or there is no image.
     """
-    found: Dict[Path, Path] = {}
+    images: Dict[Path, Path] = {}
     for given in inputs:
         matched = [given] if os.path.exists(str(given)) else sorted(map(Path, glob.glob(str(given), recursive=True)))
         if not matched:
             raise UserError(f"{given}: no such file or folder")
         for path in matched:
             if path.is_dir():
-                found.update((file, path) for file in images_below(path) if file not in found)
+                images.update((file, path) for file in images_below(path) if file not in images)
             elif not path.is_file():
                 raise UserError(f"{path} is a pipe or a device: write the image to a file first")
             elif path.suffix.lower() in VIDEOS:
                 raise UserError(f"{path} is a video: give its frames, as from ffmpeg -i {path.name} FOLDER/%06d.png")
             else:
-                found.setdefault(path, path)
-    if not found:
+                images.setdefault(path, path)
+    if not images:
         raise UserError(f"no images in {', '.join(map(str, inputs))}: expected {' '.join(SUFFIXES)}")
-    once = {os.path.abspath(path): path for path in reversed(list(found))}
-    return {path: found[path] for path in reversed(list(once.values()))}
+    once = {os.path.abspath(path): path for path in reversed(list(images))}
+    return {path: images[path] for path in reversed(list(once.values()))}
 
 
 def class_of(path: Path, source: Path, classes: Sequence[str]) -> Optional[str]:

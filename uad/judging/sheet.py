@@ -31,9 +31,9 @@ def contact_sheet(decisions: Sequence[Decision], path: Path, columns: int = 2) -
         draw.rectangle((x, y, x + width - 1, y + SIDE + 2 * FRAME - 1), COLOURS[decision.decision])
         with Image.open(decision.overlay) as overlay:
             sheet.paste(overlay.resize((2 * SIDE, SIDE)), (x + FRAME, y + FRAME))
-        said = (
+        caption = (
             f"{decision.class_name}: {decision.decision}   score {decision.score:.1f}, limit {decision.threshold:.1f}"
         )
-        draw.text((x + FRAME, y + SIDE + 2 * FRAME + 2), said, COLOURS[decision.decision], font)
+        draw.text((x + FRAME, y + SIDE + 2 * FRAME + 2), caption, COLOURS[decision.decision], font)
     with replacing(path) as temporary:
         sheet.save(temporary, format="png", optimize=True)

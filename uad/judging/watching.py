@@ -62,8 +62,8 @@ class Journal:
 
     def decision_on(self, path: str, stamp: Stamp) -> Optional[str]:
         """What was decided on this file as it is; None if it is not done with."""
-        found = self._of(path)
-        return str(found[2]) if found is not None and found[:2] == stamp else None
+        row = self._of(path)
+        return str(row[2]) if row is not None and row[:2] == stamp else None
 
     def knows(self, path: str) -> bool:
         """Whether there was a file of that name, as it is or as it was."""
@@ -126,12 +126,12 @@ class Arrivals:
         now = time.monotonic()
         if self._observer is None or now - self._scanned >= SCAN:
             self._scanned = now
-            found = set(names_of_images(self._folder))
+            names = set(names_of_images(self._folder))
         else:
-            found = set()
+            names = set()
         with self._lock:
-            told, self._told = self._told, set()
-        return found | {path for path in map(os.fsdecode, told) if self._is_photograph(Path(path))}
+            changed, self._told = self._told, set()
+        return names | {path for path in map(os.fsdecode, changed) if self._is_photograph(Path(path))}
 
     def _is_photograph(self, path: Path) -> bool:
         """Whether a full look at the folder would take it, by its name and where it lies."""
@@ -226,17 +226,18 @@ class Watch:
         now = time.monotonic()
         if now - self._beat >= HEARTBEAT:
             self._beat = now
-            told = {"time": time.time(), "process": os.getpid(), **counts, "waiting": waiting, "per_second": per_second}
-            write_json(self.out / ALIVE, told)
+            rates = {"waiting": waiting, "per_second": per_second}
+            content = {"time": time.time(), "process": os.getpid(), **counts, **rates}
+            write_json(self.out / ALIVE, content)
 
 
 def stamp_of(path: Path) -> Optional[Stamp]:
     """Size and time of a file; None if it is gone."""
     try:
-        found = os.stat(str(path))
+        status = os.stat(str(path))
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def watch(

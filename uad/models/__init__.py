@@ -22,10 +22,10 @@ MODELS: Dict[str, str] = {
 @functools.lru_cache(maxsize=None)
 def models() -> Dict[str, str]:
     """Name -> "module:Class": `MODELS`, then those of other packages, entry points of the group `uad.models`."""
-    found = dict(MODELS)
+    known = dict(MODELS)
     for name, (module, attribute) in entry_points("uad.models").items():
-        found.setdefault(name, f"{module}:{attribute}")
-    return found
+        known.setdefault(name, f"{module}:{attribute}")
+    return known
 
 
 def model_class(name: str) -> "Type[Model]":
@@ -37,5 +37,5 @@ def model_class(name: str) -> "Type[Model]":
     if name not in models():
         raise UserError(f"unknown model '{name}': choose one of {', '.join(models())}")
     module, _, class_name = models()[name].partition(":")
-    found: Type[Model] = getattr(importlib.import_module(module), class_name)
-    return found
+    kind: Type[Model] = getattr(importlib.import_module(module), class_name)
+    return kind

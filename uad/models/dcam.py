@@ -51,11 +51,11 @@ def spatial_divergence(teacher: Tensor, student: Tensor, temperature: float) -> 
 
     Times the temperature squared, so that gradients keep their size (Hinton et al., 2015).
     """
-    found = []
+    divergences = []
     for scale in SCALES:
         t, s = (F.log_softmax(F.avg_pool2d(each, scale).flatten(2) / temperature, dim=2) for each in (teacher, student))
-        found.append((t.exp() * (t - s)).sum(dim=2).mean())
-    return torch.stack(found).mean() * temperature**2
+        divergences.append((t.exp() * (t - s)).sum(dim=2).mean())
+    return torch.stack(divergences).mean() * temperature**2
 
 
 class DCAM(STFPM):

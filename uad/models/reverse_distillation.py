@@ -69,8 +69,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> the same."""
-        found: Tensor = self.activation(self.branch(x) + x)
-        return found
+        restored: Tensor = self.activation(self.branch(x) + x)
+        return restored
 
 
 class Inverted(nn.Module):
@@ -87,8 +87,8 @@ class Inverted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> the same."""
-        found: Tensor = x + self.branch(x)
-        return found
+        restored: Tensor = x + self.branch(x)
+        return restored
 
 
 class Mirror(NamedTuple):

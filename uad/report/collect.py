@@ -83,10 +83,10 @@ def _drawn(engine: Engine, images: Sequence[ScoredImage]) -> List[Mistake]:
     mistakes = []
     for image in images:
         photograph = read_image(image.sample.path, depth=image.sample.depth)
-        found = engine.infer(resize(photograph, engine.info.size)[None], [str(image.sample.path)])
+        prediction = engine.infer(resize(photograph, engine.info.size)[None], [str(image.sample.path)])
         scale = min(1.0, SIDE / max(photograph.shape[:2]))
         height, width = (max(1, round(side * scale)) for side in photograph.shape[:2])
-        marked = overlay(resize(photograph, (height, width)), found.anomaly_map[0], image.threshold)
+        marked = overlay(resize(photograph, (height, width)), prediction.anomaly_map[0], image.threshold)
         mistakes.append(Mistake(image, _data_url(marked)))
     return mistakes
 

@@ -51,16 +51,16 @@ def device_report(
         UserError: a file cannot be loaded, or not run here.
     """
     with load(model) as engine:
-        found: Dict[str, Any] = {"file": _told_of(model, engine), "layers": engine.layers()}
+        content: Dict[str, Any] = {"file": _description_of(model, engine), "layers": engine.layers()}
         images = drawn_images(engine.info.size)
         scores = engine.infer(images)
-    found["scores"] = [float(score) for score in scores.score]
-    found["agreement"] = None
+    content["scores"] = [float(score) for score in scores.score]
+    content["agreement"] = None
     if reference is not None:
         with load(reference) as engine:
             expected = engine.infer(images)
-        found["agreement"] = {
-            "reference": _told_of(reference, engine),
+        content["agreement"] = {
+            "reference": _description_of(reference, engine),
             "scores": [float(score) for score in expected.score],
             "spearman": spearman(scores.score, expected.score),
             "max_abs_map_diff": float(np.abs(scores.anomaly_map - expected.anomaly_map).max()),
@@ -70,22 +70,22 @@ def device_report(
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(jetson.Watch()) if jetson.is_jetson() else None
         timings = benchmark(paths, commands, seconds, progress)
-    found["jetson"] = watch.report(seconds) if watch else None
-    found["timings"] = [{**report, "model": Path(report["model"]).suffix} for report in timings]
-    return found
+    content["jetson"] = watch.report(seconds) if watch else None
+    content["timings"] = [{**report, "model": Path(report["model"]).suffix} for report in timings]
+    return content
 
 
-def _told_of(path: Path, engine: Engine) -> Dict[str, Any]:
+def _description_of(path: Path, engine: Engine) -> Dict[str, Any]:
     info = dataclasses.asdict(engine.info)
-    told = {"runtime": engine.runtime, **{name: info[name] for name in TOLD}}
+    description = {"runtime": engine.runtime, **{name: info[name] for name in TOLD}}
     calibration = info["calibration"] or {}
-    told["calibration"] = {name: calibration[name] for name in ("calibrator", "images") if name in calibration}
+    description["calibration"] = {name: calibration[name] for name in ("calibrator", "images") if name in calibration}
     if path.suffix == SUFFIX:
         plan = dataclasses.asdict(read_description(path)[1])
         del plan["command"]
         plan["warnings"] = without_paths(plan["warnings"])
-        told["plan"] = plan
-    return told
+        description["plan"] = plan
+    return description
 
 
 def without_paths(lines: Sequence[str]) -> List[str]:

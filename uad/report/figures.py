@@ -27,8 +27,8 @@ def roc(judged: Judged) -> Optional[str]:
     for colour, (name, images) in zip(_colours(), by_class(judged).items()):
         truth = np.array([image.sample.is_defect for image in images])
         if truth.any() and not truth.all():
-            false, found, _ = roc_curve(truth, np.array([image.score for image in images]))
-            axes.plot(false, found, color=colour, label=_plain(name))
+            false, recalled, _ = roc_curve(truth, np.array([image.score for image in images]))
+            axes.plot(false, recalled, color=colour, label=_plain(name))
     if not axes.lines:
         return None
     axes.set(xlim=(0, 1), ylim=(0, 1.01))
@@ -99,15 +99,15 @@ def histogram(images: Sequence[Any]) -> Tuple[str, Dict[str, Any]]:
     axes.set(xlim=(low, high), xscale="log" if is_log else "linear", xlabel="score", ylabel="images")
     axes.legend(**LEGEND)
     figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=BOTTOM, top=TOP)
-    told = {"left": LEFT, "right": RIGHT, "low": low, "high": high, "is_log": is_log, "good": good, "defect": defect}
-    return _svg(figure), told
+    scale = {"left": LEFT, "right": RIGHT, "low": low, "high": high, "is_log": is_log, "good": good, "defect": defect}
+    return _svg(figure), scale
 
 
 def by_class(judged: Judged) -> Dict[str, List[Any]]:
-    found: Dict[str, List[Any]] = {}
+    classes: Dict[str, List[Any]] = {}
     for image in judged.evaluation.images:
-        found.setdefault(image.sample.class_name, []).append(image)
-    return found
+        classes.setdefault(image.sample.class_name, []).append(image)
+    return classes
 
 
 def _colours() -> Iterator[str]:
@@ -149,7 +149,7 @@ def _svg(figure: Any) -> str:
     return re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r'\1\2 role="img"', text, count=1)
 
 
-def with_own_ids(svg: str, number: int) -> str:
+def with_ids(svg: str, number: int) -> str:
     """The same picture, whose ids no other picture of the page has."""
     return re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>picture{number}-", svg)
 

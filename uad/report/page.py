@@ -21,26 +21,26 @@ def render(models: Sequence[Judged], facts: Dict[str, str]) -> str:
 
     numbers = itertools.count()
 
-    def own(svg: str) -> str:
-        return figures.with_own_ids(svg, next(numbers))
+    def inlined(svg: str) -> str:
+        return figures.with_ids(svg, next(numbers))
 
     environment = Environment(loader=PackageLoader("uad.report", ""), autoescape=True, undefined=StrictUndefined)
     shown = models[-1]
     classes = []
     data = []
-    for name, found in figures.by_class(shown).items():
-        picture, told = figures.histogram(found)
-        classes.append({"name": name, "svg": own(picture), "threshold": found[0].threshold, **told})
-        data.append({"threshold": found[0].threshold, **told})
+    for name, images in figures.by_class(shown).items():
+        picture, scale = figures.histogram(images)
+        classes.append({"name": name, "svg": inlined(picture), "threshold": images[0].threshold, **scale})
+        data.append({"threshold": images[0].threshold, **scale})
     return environment.get_template(TEMPLATE).render(
         models=models,
         shown=shown,
         counts=_counts(shown),
         tables=[_accuracy(model) for model in models],
-        roc=own(figures.roc(shown) or ""),
-        pro=own(figures.pro(shown) or ""),
-        scatters=[own(figures.scatter(model, models[0].name)) for model in models[1:]],
-        bars=own(figures.bars(models)) if all(model.timing for model in models) else None,
+        roc=inlined(figures.roc(shown) or ""),
+        pro=inlined(figures.pro(shown) or ""),
+        scatters=[inlined(figures.scatter(model, models[0].name)) for model in models[1:]],
+        bars=inlined(figures.bars(models)) if all(model.timing for model in models) else None,
         bench=benchmark_table([model.timing for model in models if model.timing]) if models[0].timing else "",
         classes=classes,
         data=data,

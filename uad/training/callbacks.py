@@ -62,15 +62,15 @@ class SyntheticAuroc(Callback):
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Model)
-        found = []
+        areas = []
         for good, bad in zip(self.classes, self.defects):
             batches = torch.split(torch.cat([good, bad]), BATCH)
             score = torch.cat([pl_module.early_score(images.to(pl_module.device)).cpu() for images in batches])
             # `normalization` would put scores beyond 1 through a sigmoid, batch by batch: they are ranked as they are.
             metric = BinaryAUROC(normalization=None)
             metric.update(score.float(), torch.arange(len(score)) >= len(good))
-            found.append(metric.compute())
-        pl_module.log("synthetic_auroc", torch.stack(found).mean(), prog_bar=True)
+            areas.append(metric.compute())
+        pl_module.log("synthetic_auroc", torch.stack(areas).mean(), prog_bar=True)
 
 
 class StepTimes(Callback):

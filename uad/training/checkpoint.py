@@ -110,9 +110,9 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
     if content.get("program") != PROGRAM or not isinstance(name, str) or name not in models():
         raise CheckpointError(f"{path} is not a model of uad: give the model.ckpt that uad fit writes")
     if content.get("format") != FORMAT:
-        found = content.get("format")
-        mend = "update uad" if isinstance(found, int) and found > FORMAT else "train it again"
-        raise CheckpointError(f"{path} has format {found}, this program reads {FORMAT}: {mend}")
+        version = content.get("format")
+        mend = "update uad" if isinstance(version, int) and version > FORMAT else "train it again"
+        raise CheckpointError(f"{path} has format {version}, this program reads {FORMAT}: {mend}")
     try:
         quantization = Quantization(**content["quantization"]) if "quantization" in content else None
         info = ModelInfo.from_json(json.dumps(content["info"]), path)

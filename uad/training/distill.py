@@ -163,8 +163,8 @@ def distill(what: Distillation, images: Sequence[Sample], out: Path, step_done: 
             with torch.no_grad(), bfloat16:
                 wanted = source(image)
             with bfloat16:
-                said, repeated = student(image)
-            error = F.mse_loss(said.float(), wanted)
+                described, repeated = student(image)
+            error = F.mse_loss(described.float(), wanted)
             loss = error + repeated
             if not loss.isfinite():
                 raise TrainingError(f"the loss is not a number in step {step}: lower --lr, and remove {part}")
@@ -180,8 +180,8 @@ def distill(what: Distillation, images: Sequence[Sample], out: Path, step_done: 
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     scale = {name: value.cpu() for name, value in source.standardize.state_dict().items()}
     weights, last = student.network.state_dict(), float(errors.mean())
-    said_of = {"distilled": settings, "network": what.network, "date": date, "error": last}
-    write_tensors(out, {"program": PROGRAM, **said_of, "state_dict": weights, "scale": scale})
+    facts = {"distilled": settings, "network": what.network, "date": date, "error": last}
+    write_tensors(out, {"program": PROGRAM, **facts, "state_dict": weights, "scale": scale})
     part.unlink(missing_ok=True)
     return last
 

@@ -23,7 +23,7 @@ from uad.data.folder import test_samples
 from uad.data.module import AnomalyData
 from uad.errors import TrainingError
 from uad.evaluation.evaluate import evaluate
-from uad.evaluation.metrics import threshold_at, thresholds_at, too_few
+from uad.evaluation.metrics import rates_of_few, threshold_at, thresholds_at
 from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress
@@ -206,9 +206,9 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
         resize=RESIZE_RULE,
         versions={name: version(name) for name in ("torch", "torchvision", "lightning")},
     )
-    few = too_few(Counter(names), false_positive_rate)
-    if few:
-        warnings.warn(few, UadWarning, stacklevel=2)
+    text = rates_of_few(Counter(names), false_positive_rate)
+    if text:
+        warnings.warn(text, UadWarning, stacklevel=2)
     path = folder / MODEL
     save_checkpoint(path, model.cpu().state_to_save(), model.config, info, model.quantization)
     samples = test_samples(data.root, held_out.classes)  # a class that came while it trained is none of its own

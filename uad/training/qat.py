@@ -22,7 +22,7 @@ from uad.data.batches import Batch, GoodImages
 from uad.errors import CheckpointError
 from uad.models import model_class
 from uad.models.base import Model, is_trained, not_negative
-from uad.progress import counted, progress
+from uad.progress import progress, with_steps
 from uad.training.checkpoint import Quantization, load_checkpoint
 from uad.training.fake_quant import float_state, insert_quantizers, module_path
 from uad.training.fold import fold, parts_of
@@ -109,14 +109,14 @@ class QuantizationAware(Model):
         images, labels = list(good.image[chosen].numpy()), good.label[chosen].tolist()
         self.description["calibration"].update(images=len(images), classes=self.start.classes)
         with progress("Equalising", len(images)) as step:
-            model = equalize(export_network(self.network, self.start.size), counted(images, step))
+            model = equalize(export_network(self.network, self.start.size), with_steps(images, step))
         self._take(model, (1, 2))
         placement = place(model)
         ranged = placement.ranged()
         with progress("Calibrating", len(images)) as step:
             by_class = [
                 collect_histograms(
-                    model, ranged, counted([image for image, own in zip(images, labels) if own == index], step)
+                    model, ranged, with_steps([image for image, label in zip(images, labels) if label == index], step)
                 )
                 for index in range(len(good.classes))
             ]

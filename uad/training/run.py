@@ -165,14 +165,14 @@ def check_images(run: Path, before: Dict[str, List[Any]], now: Dict[str, List[An
         ("changed", [name for name in both if now[name][2:] != before[name][2:]]),
         ("in another part of the split", [name for name in both if now[name][:2] != before[name][:2]]),
     ]
-    told = [f"{count(names, 'image')} {what} ({listing(names, 3)})" for what, names in differences if names]
-    if told:
-        raise UserError(f"{run} began with other images: {'; '.join(told)}: give those, or start a new run")
+    changes = [f"{count(names, 'image')} {what} ({listing(names, 3)})" for what, names in differences if names]
+    if changes:
+        raise UserError(f"{run} began with other images: {'; '.join(changes)}: give those, or start a new run")
 
 
 def _flat(settings: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
     """`{"data": {"seed": 0}}` -> `{"data.seed": 0}`."""
-    found: Dict[str, Any] = {}
+    flat: Dict[str, Any] = {}
     for key, value in settings.items():
-        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return found
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

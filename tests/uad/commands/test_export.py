@@ -148,6 +148,28 @@ def test_mistakes(error_of: Callable[..., str], model: Path, root: Path, tmp_pat
     assert not (tmp_path / "x.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        (["fp32", "--calibrator", "entropy"], "--calibrator is for --precision int8 or auto, not fp32"),
+        (["fp32", "--calibration-data", "absent"], "--calibration-data is for --precision int8 or auto, not fp32"),
+        (["fp32", "--percentile", "5"], "--percentile is for --precision int8 or auto, not fp32"),
+        (["fp32", "--runtime", "onnxruntime"], "--runtime is for --precision auto, not fp32"),
+        (["fp32", "--seed", "1"], "--seed is for --precision int8 or auto, not fp32"),
+        (["fp16", "--calibrator", "entropy"], "--calibrator is for --precision int8 or auto, not fp16"),
+        (["fp16", "--calibration-classes", "[x]"], "--calibration-classes is for --precision int8 or auto, not fp16"),
+        (["int8", "--min-agreement", "0.9"], "--min-agreement is for --precision auto, not int8"),
+        (["int8", "--runtime", "onnxruntime"], "--runtime is for --precision auto, or --explain"),
+        (["int8", "--batch", "2"], "--batch is for --out FILE.plan"),
+        (["int8", "--triton-backend", "openvino"], "--triton-backend is for --triton"),
+    ],
+)
+def test_a_part_that_does_not_apply_is_refused(
+    error_of: Callable[..., str], given: list[str], refused: str, model: Path, tmp_path: Path
+) -> None:
+    assert refused in error_of("export", model, "--out", tmp_path / "x.onnx", "--precision", *given)
+
+
 def test_auto_needs_a_folder(error_of: Callable[..., str], model: Path, tmp_path: Path) -> None:
     message = error_of("export", model, "--precision", "auto", "--out", tmp_path / "x.onnx")
     assert "auto needs --calibration-data: a folder of good images" in message and "random-normal" not in message

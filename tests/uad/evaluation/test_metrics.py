@@ -15,7 +15,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped,unused-ignore]
     roc_auc_score,
 )
 
-from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, promised_rate, spearman, threshold_at, too_few
+from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, promised_rate, rates_of_few, spearman, threshold_at
 
 
 def curve_of(*images: tuple[Any, Any]) -> PixelCurve:
@@ -406,10 +406,10 @@ def test_what_a_number_of_images_promises(images: int, rate: float, expected: fl
 
 
 def test_too_few_images_are_said_by_class() -> None:
-    said = too_few({"bolt": 12, "nut": 60, "gear": 3}, 0.05)
+    said = rates_of_few({"bolt": 12, "nut": 60, "gear": 3}, 0.05)
     assert said.startswith("thresholds for 5% false alarms rest on few held-out images")
     assert "bolt 8% (12 images), gear 25% (3 images)" in said and "nut" not in said
-    assert too_few({"nut": 60}, 0.05) == too_few({}, 0.05) == ""
+    assert rates_of_few({"nut": 60}, 0.05) == rates_of_few({}, 0.05) == ""
 
 
 @settings(derandomize=True, deadline=None)

@@ -27,7 +27,7 @@ def test_equal_defects_are_all_found() -> None:
 )
 def test_the_interval_is_clopper_and_pearsons(hits: int, of: int, low: float, high: float) -> None:
     # By statsmodels.stats.proportion.proportion_confint(hits, of, method="beta").
-    assert Rate.counted(hits, of)[2:] == pytest.approx((low, high), abs=5e-5)
+    assert Rate.of_counts(hits, of)[2:] == pytest.approx((low, high), abs=5e-5)
 
 
 SCORES = {"bolt": Scores([1.0, 2.0, 3.0, 4.0], [5.0, 3.5]), "nut": Scores([10.0, 20.0, 30.0, 40.0], [50.0])}

@@ -320,10 +320,16 @@ def kill(network: Any) -> None:
             second.bias.fill_(-1.0)
 
 
-@each_backbone
-def test_dead_channels_and_a_tensor_that_is_always_0_work(backbone: str, tmp_path: Path) -> None:
-    model = QuantizationAware(save_float(float_model(backbone, kill), tmp_path / "dead.ckpt"))
+@pytest.fixture(params=["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
+def dead(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """A network of which a part is dead, calibrated."""
+    model = QuantizationAware(save_float(float_model(request.param, kill), tmp_path / "dead.ckpt"))
     model.prepare(good(IMAGES[:6]))
+    return model
+
+
+def test_dead_channels_and_a_tensor_that_is_always_0_work(dead: Any) -> None:
+    model = dead
     assert 0.0 in model.quantization.amax.values()
     model.train()
     loss = model.loss(Batch(*BATCH))

@@ -1,4 +1,4 @@
-"""What layers left in float bring, and what they cost: `uad export --precision auto` at some drops.
+"""What layers left in float bring, and what they cost: `uad export --precision auto` at some agreements.
 
     UAD_DATA=... python benchmarks/mixed.py FP32.onnx INT8.onnx --work DIR --out benchmarks/results/mixed.json
 
@@ -29,19 +29,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("fp32", type=Path)
     parser.add_argument("int8", type=Path)
-    parser.add_argument("--drops", type=float, nargs="+", default=[1.0, 0.2])
+    parser.add_argument("--agreements", type=float, nargs="+", default=[0.99, 0.998])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     data = os.environ["UAD_DATA"]
     files = {"fp32": options.fp32, "int8": options.int8}
-    for drop in options.drops:
-        file = options.work / f"auto-{drop:g}.onnx"
+    for least in options.agreements:
+        file = options.work / f"auto-{least:g}.onnx"
         if not file.exists():
-            flags = ["--precision", "auto", "--max-drop", str(drop), "--target", "cpu", "--calibration-data", data]
+            flags = ["--precision", "auto", "--min-agreement", str(least), "--target", "cpu"]
+            flags += ["--calibration-data", data]
             command(["export", str(options.fp32), *flags, "--out", str(file)])
-        files[f"auto, drop {drop:g}"] = file
+        files[f"auto, {least:g}"] = file
     reports = {
         name: tested(file, options.work / f"{file.stem}.json", options.fp32, data) for name, file in files.items()
     }

@@ -39,8 +39,8 @@ class Runtime(NamedTuple):
     """What runs model files."""
 
     engine: str  # "module:Class", made as Class(path, batch=, threads=, lanes=)
-    suffix: str  # of the files that it runs
-    packages: Tuple[str, ...]  # that must be installed; each is imported by its own name
+    suffix: str  # suffix of the files that it runs
+    packages: Tuple[str, ...]  # packages that must be installed; each is imported by its own name
 
 
 # Those of this project, in order of preference.

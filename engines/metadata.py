@@ -35,16 +35,16 @@ class ModelInfo:
     thresholds: Dict[str, float]  # class -> an image of this class is defective where score > threshold
     threshold: float  # the same for an image whose class is not known
     false_positive_rate: float  # part of the held-out good images that may score above their threshold
-    split: Dict[str, Any]  # of the good images it was trained on: seed, held_out (the part), images (class -> number)
-    height: int  # of the input, pixels
+    split: Dict[str, Any]  # how the good images were split: seed, held_out (the part), images (class -> number)
+    height: int  # height of the input, pixels
     width: int
     resize: str  # the rule that makes a photograph height x width
     map_stride: int  # input pixels for each pixel of the anomaly map
-    mean: List[float]  # with which the graph normalises each colour of a pixel in [0, 1]
+    mean: List[float]  # mean of each colour by which the graph normalises, for pixels in [0, 1]
     std: List[float]
     # fp32, fp16, int8, or mixed (int8 but for `float_layers`): of everything but the distance head, which is float32.
     precision: str = "fp32"
-    float_layers: List[str] = dataclasses.field(default_factory=list)  # what a mixed or fp16 model keeps in fp32
+    float_layers: List[str] = dataclasses.field(default_factory=list)  # layers that a mixed or fp16 model keeps in fp32
     # Class -> bits used in its 16-bit files, if it has any; of `engines.images.DEPTHS`.
     depths: Dict[str, int] = dataclasses.field(default_factory=dict)
     calibration: Optional[Dict[str, Any]] = None  # calibrator, images, seed; None for a float model
@@ -56,7 +56,7 @@ class ModelInfo:
     residual_scales: Dict[str, float] = dataclasses.field(default_factory=dict)
     # Those that `uad threshold` replaced first: class -> threshold, and "" -> that of an unknown class.
     former_thresholds: Optional[Dict[str, float]] = None
-    weight_bits: int = 8  # of an INT8 graph: 7 leaves room in the 16-bit sums of x86 without VNNI (engines/cpu.py)
+    weight_bits: int = 8  # bits of INT8 weights: 7 leaves room in the 16-bit sums of x86 without VNNI (engines/cpu.py)
     checkpoint_sha256: str = ""
     versions: Dict[str, str] = dataclasses.field(default_factory=dict)  # package -> version that wrote the file
     format: int = FORMAT

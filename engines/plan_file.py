@@ -21,20 +21,20 @@ SUFFIX = ".plan"
 class PlanInfo:
     """What built a plan, and how."""
 
-    tensorrt: str  # version
-    cuda: str  # version that pycuda was compiled with
+    tensorrt: str  # TensorRT version
+    cuda: str  # CUDA version that pycuda was compiled with
     device: str  # name of the GPU
-    compute_capability: str  # of it, such as "7.2"
-    flags: List[str]  # of the builder and the network, such as INT8 or STRONGLY_TYPED
-    float32_layers: int  # of the normalisation and the head, held in float32 by precision constraints
+    compute_capability: str  # compute capability of the GPU, such as "7.2"
+    flags: List[str]  # flags of the builder and the network, such as INT8 or STRONGLY_TYPED
+    float32_layers: int  # layers of the normalisation and the head that are held in float32
     batch: Dict[str, int]  # min, opt and max of the optimisation profile; min = max is a static batch
-    workspace_mb: int  # what the builder might take for one layer, in units of 2^20 bytes
-    warnings: List[str]  # of TensorRT, each once
-    command: str  # that builds it again, from a file of that name
-    ranges: int = 0  # of tensors, by which INT8 is told where there is no Q/DQ
-    dla_core: Optional[int] = None  # that runs what it can; None: the GPU runs all
-    dla_layers: int = 0  # of the network, which the DLA runs
-    sha256: str = ""  # of the plan
+    workspace_mb: int  # memory that the builder might take for one layer, in units of 2^20 bytes
+    warnings: List[str]  # warnings of TensorRT, each once
+    command: str  # command that builds it again, from a file of that name
+    ranges: int = 0  # tensors with a range, for INT8 without Q/DQ
+    dla_core: Optional[int] = None  # DLA that runs what it can; None: the GPU runs all
+    dla_layers: int = 0  # layers that the DLA runs
+    sha256: str = ""  # SHA-256 of the plan
 
 
 def description_path(path: Union[str, Path]) -> Path:

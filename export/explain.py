@@ -41,8 +41,8 @@ class LayerReport:
     tensor: str  # the activation that it reads
     amax: float  # its INT8 range is [-amax, amax]
     largest: float  # the largest magnitude over the calibration images
-    clipped_percent: float  # of its values over the calibration images
-    activation_sqnr_db: float  # of its own Q/DQ
+    clipped_percent: float  # percent of its values that are clipped, over the calibration images
+    activation_sqnr_db: float  # signal to noise of its own Q/DQ
 
     @property
     def part(self) -> str:

@@ -42,14 +42,14 @@ Watch = Callable[[str, int, int], object]
 class PlanSettings:
     """How a plan is built."""
 
-    command: str  # that builds it, for messages
+    command: str  # command that builds it, for messages
     workspace_mb: int  # the most that one layer may take, in units of 2^20 bytes
     batch: int = 1  # images in one run of a static plan
-    max_batch: Optional[int] = None  # of a dynamic plan, which takes 1 to so many; None: static
+    max_batch: Optional[int] = None  # most images of a dynamic plan; None: static
     timing_cache: Optional[Path] = None  # how long kernels took, for the next build; None: `default_timing_cache`
     implicit: bool = False  # INT8 by a range of each tensor, in place of Q/DQ
     calibration_cache: Optional[Path] = None  # the file to put these ranges into, from which TensorRT reads them
-    dla_core: Optional[int] = None  # which DLA runs what it can; None: the GPU runs all
+    dla_core: Optional[int] = None  # DLA that runs what it can; None: the GPU runs all
     gpu_fallback: bool = False  # whether the GPU may run what the DLA cannot
 
     @property

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NoReturn, Sequence, Tuple, Type, TypeVar, cast, get_type_hints
 
@@ -73,7 +74,7 @@ def parser_of(kind: Type[Any], command: str) -> argparse.ArgumentParser:
             if default not in (None, dataclasses.MISSING):
                 text += f" (default: {default})"
             wanted = f"{{{','.join(option.choices)}}}" if option.choices else ".NAME VALUE" if option.is_free else None
-            metavar = wanted or option.name.rpartition(".")[2].replace("-", "_").upper()
+            metavar = wanted or re.split(r"[.-]", option.name)[-1].upper()
             parser.add_argument(f"--{option.name}", dest=option.name, metavar=metavar, help=text)
     return parser
 

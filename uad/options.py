@@ -47,9 +47,9 @@ class Option:
     """A field that is an option, wherever it lies."""
 
     place: Tuple[str, ...]  # names of fields, from the outermost dataclass on
-    name: str  # of the flag without dashes, such as data.root or calibration-data
+    name: str  # flag without its dashes, such as data.root or calibration-data
     hint: Any  # its type
-    field: Any  # of dataclasses
+    field: Any  # the field itself, of dataclasses
 
     @property
     def kinds(self) -> List[Any]:

@@ -108,7 +108,7 @@ class Exported:
 
     path: Path
     graph: "Graph"
-    plan: "Optional[PlanInfo]" = None  # of a plan
+    plan: "Optional[PlanInfo]" = None  # how it was built; None for an ONNX file
     repository: Optional[Path] = None  # folder of the model in Triton's repository
 
     @property

@@ -16,7 +16,7 @@ class Batch(NamedTuple):
 
     image: Tensor  # (N, H, W, 3) uint8, RGB
     label: Tensor  # (N,) int64, index of each image's class
-    targets: Sequence[Tensor] = ()  # what `Model.targets` makes of the images, float16, where that is kept
+    targets: Sequence[Tensor] = ()  # `Model.targets` of the images, float16, where they are kept
     drawn: Optional[Tensor] = None  # the images with a drawn defect on each, where a model trains on them
 
 
@@ -27,8 +27,8 @@ class GoodImages:
     image: Tensor  # (N, H, W, 3) uint8, RGB
     label: Tensor  # (N,) int64
     classes: List[str]  # their names, by index
-    title: str = "Reading good images again"  # of the progress bar
-    device: torch.device = torch.device("cpu")  # of the batches; `image` and `label` stay where they are
+    title: str = "Reading good images again"  # title of the progress bar
+    device: torch.device = torch.device("cpu")  # device of the batches; `image` and `label` stay where they are
 
     def on(self, device: torch.device) -> "GoodImages":
         """The same, whose batches come to another device."""

@@ -32,7 +32,7 @@ class Sample:
     path: Path
     class_name: str
     kind: str  # "good", or the kind of defect
-    masks: Tuple[Path, ...] = ()  # of which all are joined
+    masks: Tuple[Path, ...] = ()  # files of masks, which are joined
     depth: int = 16  # bits used in a 16-bit file
 
     @property

@@ -80,7 +80,7 @@ class LabelledImage:
     sample: Sample
     pixels: np.ndarray  # (height, width, 3) uint8
     mask: Optional[np.ndarray]  # (height, width) bool; None where no mask belongs to it
-    merged: int  # how many regions of the mask merged as it shrank
+    merged: int  # number of regions of the mask that merged as it shrank
 
 
 def read_labelled(samples: Sequence[Sample], size: Tuple[int, int], batch: int) -> Iterator[List[LabelledImage]]:

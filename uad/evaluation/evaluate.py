@@ -26,7 +26,7 @@ class ScoredImage:
     reference_score: Optional[float] = None
     reference_threshold: float = 0.0
     max_abs_map_diff: float = 0.0
-    merged: int = 0  # how many regions of its mask merged as it shrank to the model's size
+    merged: int = 0  # number of regions of its mask that merged as it shrank to the model's size
 
     @property
     def is_called(self) -> bool:
@@ -55,7 +55,7 @@ class Evaluation:
 
     report: Dict[str, Any]
     images: List[ScoredImage]
-    curves: Dict[str, PixelCurve]  # of each class that has masks
+    curves: Dict[str, PixelCurve]  # pixel curves of the classes with masks
 
 
 def evaluate(

@@ -39,7 +39,7 @@ ROUNDING = 1e-9  # of a correlation that should be 1
 class Agreement:
     """How alike a quantized model and the FP32 model judge."""
 
-    spearman: float  # of image scores, the lower of good and of drawn defects, of the class where it is lowest
+    spearman: float  # rank correlation of image scores, lower of good and drawn, lowest of the classes
     auroc_drop: Optional[float] = None  # FP32's mean image AUROC minus this model's; None without labelled images
 
     def holds(self, least: float) -> bool:
@@ -53,9 +53,9 @@ class FloatLayers:
     """The layers to leave in float, and what that brings."""
 
     names: List[str]
-    of: int  # how many layers there are
+    of: int  # number of layers
     agreement: Agreement
-    int8: Agreement  # of the model with every layer in INT8
+    int8: Agreement  # agreement with every layer in INT8
     good: int  # images that were compared
     labelled: int
 

@@ -28,10 +28,10 @@ class CalibrationImages:
     source: str  # "images" or "random-normal"
     count: int
     samples: List[Sample]  # none for random-normal
-    spare: List[Sample]  # of the same folder, not used to calibrate, in an order drawn at random
+    spare: List[Sample]  # others of the folder, not used to calibrate, in an order drawn at random
     seed: int
-    readout: List[Sample]  # of classes that the model knows, to fit the read-out to: none of them held out
-    held_out: List[Sample]  # of these classes, that training held out, to choose thresholds on
+    readout: List[Sample]  # images of known classes to fit the read-out to: none was held out
+    held_out: List[Sample]  # images that training held out, to choose thresholds on
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """(height, width, 3) uint8 each."""

@@ -40,7 +40,7 @@ class Calibrated:
     """A float32 graph, equalised, and what its tensors were seen to hold."""
 
     model: onnx.ModelProto
-    placement: Placement  # with no layer kept in float
+    placement: Placement  # places of Q/DQ with no layer kept in float
     histograms: Dict[str, Histogram]
     amax: Dict[str, float]
 
@@ -50,7 +50,7 @@ class Damage:
     """What quantizing one layer at a time does."""
 
     decibels: Dict[str, float]  # layer -> signal to noise of the map, the layer that hurts most first
-    judged_on: str  # which images, in words
+    judged_on: str  # the images, in words
 
 
 def quantize(source: Source, is_auto: bool, calibration: Calibration, choice: Choice, builder: PlanSettings) -> Graph:

@@ -55,7 +55,7 @@ class Graph:
     model: "onnx.ModelProto"
     info: ModelInfo
     quantized: Optional[QuantizationReport] = None  # None where nothing became INT8 here
-    choice: Optional[FloatLayers] = None  # of --precision auto
+    choice: Optional[FloatLayers] = None  # layers that --precision auto left in float
     fit: Optional[Fit] = None  # None where read-out and thresholds stay as they were
 
 

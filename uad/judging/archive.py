@@ -35,7 +35,7 @@ class Work:
     """What each worker needs to know; all paths are absolute."""
 
     model: str
-    digest: str  # of the model file, the same on every machine
+    digest: str  # digest of the model file, the same on every machine
     runtime: Optional[str]
     threads: int
     overlays: Optional[str]

@@ -40,7 +40,7 @@ class _Seen:
     shown: Optional[np.ndarray] = None  # as it is drawn, where it may be
     size: Tuple[int, int] = (0, 0)  # height and width, pixels
     error: str = ""
-    score: float = 0.0  # of the model
+    score: float = 0.0  # score by the model
     anomaly_map: Optional[np.ndarray] = None  # (h, w) float32
 
 

@@ -40,9 +40,9 @@ class Decision:
     threshold: float
     decision: str  # "defect" where score > threshold, "good", or "unreadable"
     overlay: str = ""  # path of the overlay; "" where none was asked for or it could not be written
-    regions: Tuple[Region, ...] = ()  # of a defect, the largest first
+    regions: Tuple[Region, ...] = ()  # regions of a defect, the largest first
     error: str = ""  # why it could not be read
-    seconds: float = 0.0  # from the file to the decision
+    seconds: float = 0.0  # time from the file to the decision
 
 
 HEADER = ["class" if field.name == "class_name" else field.name for field in dataclasses.fields(Decision)]

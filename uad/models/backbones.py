@@ -25,12 +25,12 @@ class Backbone:
     build: Callable[[], nn.Module]
     imagenet: Callable[[], Dict[str, Tensor]]  # the weights, wherever they come from
     layers: Tuple[str, ...]
-    channels: Tuple[int, ...]  # of each level
+    channels: Tuple[int, ...]  # channels of each level
     strides: Tuple[int, ...] = (4, 8, 16)  # image pixels for each pixel of a level, the finest first
     # How far down and right of a place the cells lie that see it, image pixels: (stride - 1) / 2 by construction, more
     # where the weights were trained; measured by benchmarks/offsets.py.
     offsets: Tuple[float, ...] = (1.5, 3.5, 7.5)
-    mean: Tuple[float, float, float] = IMAGENET_MEAN  # of each colour, for pixels in [0, 1]
+    mean: Tuple[float, float, float] = IMAGENET_MEAN  # mean of each colour, for pixels in [0, 1]
     std: Tuple[float, float, float] = IMAGENET_STD
     renamed: Callable[[Dict[str, Tensor]], Dict[str, Tensor]] = dict  # published weights, by the names of `build`
 

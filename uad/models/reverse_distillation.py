@@ -96,7 +96,7 @@ class Mirror(NamedTuple):
 
     block: Callable[[int], nn.Module]
     embedding: int  # channels at 1/32 of the image: those of the teacher's next stage
-    blocks: Tuple[int, int, int, int]  # of the embedding, and of the levels at 1/16, 1/8 and 1/4
+    blocks: Tuple[int, int, int, int]  # blocks of the embedding, and of the levels at 1/16, 1/8 and 1/4
 
 
 MIRRORS: Dict[str, Mirror] = {

@@ -39,7 +39,7 @@ class Judged:
     evaluation: Evaluation
     misses: List[Mistake]  # the surest first
     false_alarms: List[Mistake]
-    timing: Optional[Dict[str, Any]] = None  # of `engines.benchmark.benchmark`
+    timing: Optional[Dict[str, Any]] = None  # report of `engines.benchmark.benchmark`
 
 
 def judge(

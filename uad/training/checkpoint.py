@@ -36,7 +36,7 @@ FORMAT = 4
 class Quantization:
     """How a network was quantized while it trained."""
 
-    bits: int  # of the integers
+    bits: int  # width of the integers
     amax: Dict[str, float]  # tensor name in the exported graph -> range
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from engines.images import (
     read_resized,
     resize,
     size_of,
+    stored_size,
     turned,
 )
 
@@ -402,3 +403,61 @@ print(peak() - before)
         [sys.executable, "-c", script, str(path), str(small)], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert float(done.stdout) < 200
+
+
+# What EXIF's orientations do to the stored pixels, in Pillow's own words; 1 is as they are.
+SHOWN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MODES = {"L": ".png .jpg .jpeg .jfif .tif .tiff .webp", "RGB": ".png .jpg .jpeg .jfif .tif .tiff .webp"}
+MODES.update({"I;16": ".png .tif .tiff", "P": ".png .tif", "RGBA": ".png .tif .webp"})
+TURNED_FILES = [(mode, suffix) for mode, suffixes in MODES.items() for suffix in suffixes.split()]
+
+
+def stored_picture(mode: str) -> Image.Image:
+    """(12, 20) with a bright corner at the top left."""
+    grey = np.full((12, 20), 40, np.uint8)
+    grey[:4, :8] = 220
+    if mode == "I;16":
+        return Image.fromarray(grey.astype(np.uint16) * 257)
+    return Image.fromarray(grey).convert(mode)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize(("mode", "suffix"), TURNED_FILES)
+def test_every_orientation_of_every_kind_of_file_is_as_a_viewer_shows_it(
+    mode: str, suffix: str, turn: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    picture, path = stored_picture(mode), tmp_path / f"a{suffix}"
+    options = {"quality": 100} if suffix in (".jpg", ".jpeg", ".jfif", ".webp") else {}
+    picture.save(path, exif=exif, **options)
+    assert orientation(path) == turn and stored_size(path) == (12, 20)
+    upright = stored_picture("L") if turn == 1 else stored_picture("L").transpose(SHOWN[turn])
+    expected = np.repeat(np.asarray(upright)[..., None], 3, axis=2).astype(int)
+    pixels = read_image(path)
+    assert size_of(path) == check_image(path) == pixels.shape[:2] == expected.shape[:2]
+    assert np.abs(pixels - expected).max() <= (0 if not options else 12)
+    small = read_resized(path, [(6, 6)])[0]
+    assert np.abs(small - resize(pixels, (6, 6)).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_mask_that_is_turned_as_its_photograph_lies_on_the_defect(suffix: str, turn: int, tmp_path: Path) -> None:
+    from uad.data.masks import read_masks
+
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    stored_picture("L").save(tmp_path / f"photo{suffix}", exif=exif)
+    flat = Image.fromarray((np.asarray(stored_picture("L")) > 128).astype(np.uint8) * 255)
+    flat.save(tmp_path / f"mask{suffix}", exif=exif)
+    mask = read_masks([tmp_path / f"mask{suffix}"], tmp_path / f"photo{suffix}")
+    np.testing.assert_array_equal(mask, read_image(tmp_path / f"photo{suffix}")[..., 0] > 128)

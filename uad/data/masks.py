@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from engines.errors import UadWarning
-from engines.images import SUFFIXES, orientation, read_image, turned
+from engines.images import SUFFIXES, decoded, orientation, read_image, stored_size, turned
 from uad.data.files import count, images_below, listing
 
 ENDINGS = ("_mask", "", "_label")  # of a mask's name behind that of its image, the first that there is
@@ -66,7 +66,7 @@ def read_masks(paths: Sequence[Path], image: Optional[Path] = None) -> np.ndarra
     for path in paths:
         mask = _is_defective(path)
         if turn in (5, 6, 7, 8) and image is not None and orientation(path) == 1:
-            stored = _stored_shape(image)
+            stored = stored_size(image)
             if mask.shape == stored and stored[0] != stored[1]:
                 mask = turned(mask, turn)
         masks.append(mask)
@@ -122,7 +122,7 @@ def tell_of_doubtful(masks: Sequence[Tuple[Path, float]], turned: Sequence[Path]
 def is_turned_in_place(image: Path, masks: Sequence[Path]) -> bool:
     """Whether EXIF turns a photograph so that its size does not tell whether its mask was drawn before or after."""
     turn = orientation(image)
-    height, width = _stored_shape(image)
+    height, width = stored_size(image)
     return turn != 1 and (turn < 5 or height == width) and any(orientation(mask) == 1 for mask in masks)
 
 
@@ -132,21 +132,12 @@ def _is_defective(path: Path) -> np.ndarray:
     Grey and colour: what is not black. A palette in which nothing is black, as an annotator's on a white ground: what
     is not its first colour. An image that is black throughout and has transparent parts: what is opaque.
     """
-    from PIL import Image
-
     pixels = read_image(path, faint=True).max(axis=2)
-    with Image.open(path) as file:
-        mode, bands = file.mode, file.getbands()
+    with decoded(path) as (image, turn):
+        mode, bands = image.mode, image.getbands()
         if mode == "P" and pixels.all():
-            return np.asarray(np.asarray(file) != 0)
+            return turned(np.asarray(image) != 0, turn)
         if "A" in bands and not pixels.any():
-            alpha = np.asarray(file.getchannel("A"))
+            alpha = turned(np.asarray(image.getchannel("A")), turn)
             return np.asarray(alpha > 127) if alpha.min() < alpha.max() else np.zeros(pixels.shape, bool)
     return np.asarray(pixels > (NOISE if pixels.max() >= 128 and not mode.startswith("I") else 0))
-
-
-def _stored_shape(image: Path) -> Tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(image) as file:
-        return file.size[1], file.size[0]

@@ -114,6 +114,12 @@ def decoded(path: Union[str, Path]) -> "Iterator[Tuple[PIL.Image.Image, int]]":
         ImageFileError: as `read_image`.
     """
     with _opened(path) as image, _decoding(image.size):
+        if _is_deep_colour(image):
+            raise ImageFileError(
+                f"{path} (16 bits a colour, of which Pillow keeps the upper 8: save it with 8 bits a colour, or as "
+                "16-bit grey values)"
+            )
+        _tell_of_frames(path, image)
         image.load()
         yield image, _orientation_of(image)
 
@@ -124,8 +130,8 @@ def check_image(path: Union[str, Path], depth: int = 16) -> Tuple[int, int]:
     Raises:
         ImageFileError: as `read_image`.
     """
-    with _opened(path) as image, _decoding(image.size):
-        size = _size_of(image)
+    size = size_of(path)
+    with decoded(path) as (image, _):
         for _ in _rgb_bands(image, path, faint=False, depth=depth):
             pass
         return size
@@ -184,6 +190,31 @@ def _decoding(size: Tuple[int, int]) -> "contextlib.AbstractContextManager[objec
     if size[0] * size[1] > LARGE:
         return _one_large_image
     return contextlib.nullcontext()
+
+
+def _is_deep_colour(image: "PIL.Image.Image") -> bool:
+    """Whether an image that is not decoded yet has several channels of 16 bits, as its tiles say."""
+    for tile in getattr(image, "tile", ()):
+        raw_mode = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
+        if isinstance(raw_mode, str) and ";16" in raw_mode and not image.mode.startswith("I"):
+            return True
+    return False
+
+
+def _tell_of_frames(path: Union[str, Path], image: "PIL.Image.Image") -> None:
+    """Warn, once a folder, that of several frames or pages the first is judged. Smaller ones are thumbnails."""
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format in ("MPO", "TIFF"):
+        size, sizes = image.size, []
+        for frame in range(1, count):
+            image.seek(frame)
+            sizes.append(image.size)
+        image.seek(0)
+        count = 1 + sum(each == size for each in sizes)
+    if count > 1:
+        folder = Path(path).parent
+        text = f"{folder}: there are files of {count} frames or pages, and only the first of each is judged"
+        warnings.warn(text, UadWarning, stacklevel=2)
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

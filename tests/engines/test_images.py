@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import threading
 import tracemalloc
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -461,3 +463,68 @@ def test_a_mask_that_is_turned_as_its_photograph_lies_on_the_defect(suffix: str,
     flat.save(tmp_path / f"mask{suffix}", exif=exif)
     mask = read_masks([tmp_path / f"mask{suffix}"], tmp_path / f"photo{suffix}")
     np.testing.assert_array_equal(mask, read_image(tmp_path / f"photo{suffix}")[..., 0] > 128)
+
+
+def deep(suffix: str, path: Path) -> Path:
+    """12-bit colours in a file of 16 bits a colour, which Pillow does not write."""
+    values = np.full((6, 8, 3), 2000, ">u2")
+    if suffix == ".png":
+        rows = b"".join(b"\0" + row.tobytes() for row in values)
+
+        def chunk(name: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+        header = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
+        content = (
+            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        )
+        path.write_bytes(content)
+        return path
+    offset = 8 + values.nbytes
+    entries = [(256, 3, 1, 8), (257, 3, 1, 6), (258, 3, 3, 0), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8)]
+    entries += [(277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 1, values.nbytes)]
+    bits = offset + 2 + 12 * len(entries) + 4
+    directory = struct.pack(">H", len(entries))
+    for tag, kind, number, value in entries:
+        value = bits if tag == 258 else value
+        packed = struct.pack(">I", value) if kind == 4 or tag == 258 else struct.pack(">HH", value, 0)
+        directory += struct.pack(">HHI", tag, kind, number) + packed
+    directory += struct.pack(">I", 0) + struct.pack(">HHH", 16, 16, 16)
+    path.write_bytes(b"MM\0*" + struct.pack(">I", offset) + values.tobytes() + directory)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_a_colour_are_refused_for_pillow_would_make_them_dark(suffix: str, tmp_path: Path) -> None:
+    path = deep(suffix, tmp_path / f"a{suffix}")
+    with Image.open(path) as file:
+        assert file.mode == "RGB" and np.asarray(file).max() <= 8  # 2000 of 4095
+    for read in (read_image, check_image, lambda path: read_resized(path, [(4, 4)])):
+        with pytest.raises(ImageFileError, match="16 bits a colour.*save it with 8 bits"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".webp", ".png", ".mpo.jpg"])
+def test_of_several_frames_the_first_is_judged_and_that_is_said_once_a_folder(suffix: str, tmp_path: Path) -> None:
+    first, second = (
+        Image.fromarray(three(np.full((8, 8), 50, np.uint8))),
+        Image.fromarray(three(np.full((8, 8), 200, np.uint8))),
+    )
+    kind = {".mpo.jpg": "MPO", ".tif": "TIFF", ".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}[suffix]
+    for name in ("a", "b"):
+        first.save(tmp_path / f"{name}{suffix}", kind, save_all=True, append_images=[second])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for name in ("a", "b"):
+            assert abs(int(read_image(tmp_path / f"{name}{suffix}").max()) - 50) < 8
+    texts = [str(each.message) for each in caught if each.category is UadWarning]
+    assert texts == [f"{tmp_path}: there are files of 2 frames or pages, and only the first of each is judged"]
+
+
+def test_a_thumbnail_is_no_frame(tmp_path: Path) -> None:
+    picture = Image.fromarray(three(np.full((8, 8), 50, np.uint8)))
+    for kind, name in (("MPO", "a.jpg"), ("TIFF", "a.tif")):
+        picture.save(tmp_path / name, kind, save_all=True, append_images=[picture.resize((4, 4))])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read_image(tmp_path / name)

@@ -23,6 +23,7 @@ from uad.errors import DataError
 
 GOOD = "good"
 GOOD_NAMES = (GOOD, "ok")  # in lower case
+PARTS = ("train", "test", "ground_truth")  # of a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ def find_classes(root: Path, classes: Optional[Sequence[str]] = None) -> Dict[st
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: give the one that holds the classes")
+    _refuse_a_part_of_a_class(root)
     inside = folders_in(root)
     classes_there = {folder.name: folder for folder in inside if _is_class(folder)}
     plain = {folder.name: folder for folder in inside if folder.name not in classes_there}
@@ -176,6 +178,29 @@ def draw(samples: Sequence[Sample], count: int, seed: int) -> List[Sample]:
 
 def _is_class(folder: Path) -> bool:
     return (folder / "train").is_dir() or (folder / "test").is_dir()
+
+
+def _refuse_a_part_of_a_class(root: Path) -> None:
+    """Refuse a folder whose subfolders would pass for classes, though some of them hold defects.
+
+    Raises:
+        DataError: it is the train, test or ground_truth of a class, or holds `good` beside folders of defects.
+    """
+    here = root.resolve()
+    name, inside = here.name, folders_in(root)
+    if name.lower() in PARTS and not _is_class(root) and _is_class(here.parent):
+        raise DataError(
+            f"{root} is the {name} folder of {here.parent.name}: give the folder of the classes, or {here.parent}"
+        )
+    good = [folder.name for folder in inside if folder.name.lower() in GOOD_NAMES and not _is_class(folder)]
+    others = [
+        folder.name for folder in inside if folder.name not in good and not _is_class(folder) and has_images(folder)
+    ]
+    if good and others and not _is_class(root):
+        raise DataError(
+            f"{root} holds {good[0]} beside {listing(others, 3)}, as a test folder does: these would pass for classes; "
+            f"give the folder of the classes, or {root / good[0]}"
+        )
 
 
 def _good_folders(folder: Path) -> List[Path]:

@@ -322,3 +322,26 @@ def test_what_is_held_out_of_a_class_does_not_depend_on_the_other_classes(tmp_pa
         assert alone == [sample for sample in everything if sample.class_name == name]
     places = [[int(s.path.stem) for s in everything if s.class_name == name] for name in ("nut", "screw")]
     assert places[0] != places[1]  # no class has the split of another
+
+
+@pytest.mark.parametrize("part", ["train", "test", "ground_truth", "."])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_part_of_a_class_is_no_folder_of_classes(part: str, renamed: bool, tmp_path: Path) -> None:
+    make_class(tmp_path / "images", "gear")
+    root = tmp_path / "images" / "gear" / part
+    if part == "." or renamed and part != "test":
+        assert list(folder.find_classes(tmp_path / "images" / "gear")) == ["gear"]
+        return
+    if renamed:
+        root = root.rename(tmp_path / "photographs")
+    for read in (folder.find_classes, folder.train_samples):
+        with pytest.raises(DataError, match="give the folder of the classes"):
+            read(root)
+
+
+def test_a_class_that_is_called_good_is_a_class(tmp_path: Path) -> None:
+    for name in ("good", "nut"):
+        make_class(tmp_path / "classes", name)
+    assert list(folder.find_classes(tmp_path / "classes")) == ["good", "nut"]
+    save(noise(0), tmp_path / "plain" / "good" / "a.png")
+    assert list(folder.find_classes(tmp_path / "plain")) == ["good"]

@@ -19,8 +19,9 @@ import export.equalize
 from engines.files import write_json
 from uad.commands.export import ExportOptions
 from uad.commands.export import export as export_model
+from uad.data.content import digests_of
 from uad.data.defects import with_defects
-from uad.data.folder import hold_out, train_samples, with_depths
+from uad.data.folder import train_samples, with_depths
 from uad.data.reading import load_images
 from uad.evaluation.metrics import image_auroc, spearman
 from uad.exporting.settings import Calibration
@@ -49,7 +50,9 @@ def main() -> None:
 def measured(fp32: Path, root: Path, work: Path) -> "list[dict[str, object]]":
     """A row for each class and margin."""
     info = engines.read_info(fp32)
-    held = hold_out(with_depths(train_samples(root), info.depth_of), info.split["held_out"], info.split["seed"])[1]
+    good_images = with_depths(train_samples(root), info.depth_of)
+    known = {digest for digests in info.held_out.values() for digest in digests}
+    held = [sample for sample, digest in zip(good_images, digests_of(good_images), strict=True) if digest in known]
     held = [sample for name in info.classes for sample in [s for s in held if s.class_name == name][:MOST]]
     good = load_images(held, info.size)
     images = np.concatenate([good, with_defects(good)])

@@ -11,7 +11,9 @@ from engines.images import DEPTHS
 
 PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 SIMULATED = " simulated"  # behind the precision of a checkpoint that was trained under fake quantization
-FORMAT = 3  # 1 did not say how the backbone wants pixels normalised, 2 not how the good images were split
+FORMAT = 4  # 3 told how to draw the held-out images again, in place of which they were
+READ = (3, FORMAT)
+DIGEST = 16  # hexadecimal digits of a digest of a file's content
 
 
 def is_defect(score: float, threshold: float) -> bool:
@@ -35,7 +37,8 @@ class ModelInfo:
     thresholds: Dict[str, float]  # class -> an image of this class is defective where score > threshold
     threshold: float  # the same for an image whose class is not known
     false_positive_rate: float  # part of the held-out good images that may score above their threshold
-    split: Dict[str, Any]  # how the good images were split: seed, held_out (the part), images (class -> number)
+    # Class -> digests of the good images that training held out; see `uad.data.content`. Empty where nothing is known.
+    held_out: Dict[str, List[str]]
     height: int  # height of the input, pixels
     width: int
     resize: str  # the rule that makes a photograph height x width
@@ -92,9 +95,11 @@ class ModelInfo:
             version = values["format"]
             if not isinstance(version, int):
                 raise TypeError(f"its format is {version}")
-            if version != FORMAT:
+            if version not in READ:
                 mend = "update uad" if version > FORMAT else "export it again"
                 raise ModelFileError(f"{path} has format {version}, this program reads {FORMAT}: {mend}")
+            values.setdefault("held_out", {})  # as in format 3
+            values["format"] = FORMAT
             known = {field.name for field in dataclasses.fields(cls)}
             info = cls(**{key: value for key, value in values.items() if key in known})
             _check(info)
@@ -123,6 +128,10 @@ def _check(info: ModelInfo) -> None:
     for name in ("height", "width", "map_stride"):
         value = getattr(info, name)
         _require(isinstance(value, int) and not isinstance(value, bool) and value > 0, f"{name} is {value}")
+    _require(isinstance(info.held_out, dict) and set(info.held_out) <= set(names), "held_out must be of the classes")
+    for name, digests in info.held_out.items():
+        are_digests = isinstance(digests, list) and all(_is_digest(each) for each in digests)
+        _require(are_digests, f"the held-out images of {name} are no digests")
     for values in (info.mean, info.std):
         _require(len(values) == 3 and all(_is_finite(value) for value in values), "mean and std are of three colours")
     _require(all(value > 0 for value in info.std), "std must be above 0")
@@ -131,6 +140,10 @@ def _check(info: ModelInfo) -> None:
     _require(info.weight_bits in (7, 8), f"weight_bits is {info.weight_bits}")
     for name, value in info.residual_scales.items():
         _require(_is_finite(value) and value > 0, f"the scale of {name} is {value}")
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and len(value) == DIGEST and set(value) <= set("0123456789abcdef")
 
 
 def _is_finite(value: object) -> bool:

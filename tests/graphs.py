@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from image_folders import held_out_digests
 from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
@@ -250,7 +251,7 @@ def tiny_info(size: int = SIZE, **changes: Any) -> ModelInfo:
         thresholds={"bolt": 0.25, "nut": 0.5},
         threshold=0.4,
         false_positive_rate=0.05,
-        split={"seed": 0, "held_out": 0.1, "images": {"bolt": 24, "nut": 24}},
+        held_out={name: held_out_digests(name, 24, 0.1, 0) for name in ("bolt", "nut")},
         height=size,
         width=size,
         resize="bilinear",

@@ -1,5 +1,10 @@
 """Tiny image folders in the layout of MVTec AD: grey noise, with a bright square for a defect."""
 
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +24,20 @@ def save(image: np.ndarray, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
     return path
+
+
+@functools.lru_cache(maxsize=None)
+def held_out_digests(name: str, train: int, fraction: float, seed: int) -> list[str]:
+    """Of the good images that `make_class` writes, those that training would hold out."""
+    from uad.data.folder import Sample, hold_out
+
+    held_out = hold_out([Sample(Path(f"{index:03d}.png"), name, "good") for index in range(train)], fraction, seed)[1]
+    digests = []
+    for sample in held_out:
+        content = io.BytesIO()
+        Image.fromarray(noise(1000 * sum(map(ord, name)) + int(sample.path.stem))).save(content, "png")
+        digests.append(hashlib.sha256(content.getvalue()).hexdigest()[:16])
+    return digests
 
 
 def bolts_and_nuts(root: Path, train: int = 24, good: int = 4, defects: int = 4) -> Path:

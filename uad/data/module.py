@@ -2,9 +2,8 @@
 
 import functools
 import warnings
-from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from lightning import LightningDataModule
@@ -13,7 +12,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from engines.errors import UadWarning
 from uad.data.batches import Batch, GoodImages
+from uad.data.content import digests_of
 from uad.data.defects import with_defects_to_restore
+from uad.data.files import count, listing
 from uad.data.folder import Sample, draw, find_classes, hold_out, test_samples, train_samples, with_depths
 from uad.data.reading import check_samples, depths_of, load_images
 from uad.errors import DataError
@@ -116,6 +117,25 @@ class AnomalyData(LightningDataModule):
             problems.append(str(error))
         if problems:
             raise DataError("; ".join(problems))
+        self._tell_of_copies(samples)
+
+    def _tell_of_copies(self, tests: Sequence[Sample]) -> None:
+        """Warn of photographs that stand on two sides: figures on them flatter."""
+        training = {self.digests[sample] for sample in self.training_samples}
+        held_out = [sample for sample in self.held_out_samples if self.digests[sample] in training]
+        known = set(self.digests.values())
+        tested = [sample for sample, digest in zip(tests, digests_of(tests)) if digest in known]
+        for what, copies in (("held-out image", held_out), ("test image", tested)):
+            if copies:
+                paths = listing([sample.path for sample in copies], 3)
+                text = f"{count(copies, what)} equal to good images of training, figures on them flatter: {paths}"
+                warnings.warn(text, UadWarning, stacklevel=2)
+
+    @functools.cached_property
+    def digests(self) -> Dict[Sample, str]:
+        """Digest of each good image; see `uad.data.content`."""
+        good = self.training_samples + self.held_out_samples
+        return dict(zip(good, digests_of(good)))
 
     def setup(self, stage: str) -> None:
         """Decode the good images.
@@ -145,10 +165,12 @@ class AnomalyData(LightningDataModule):
         return list(find_classes(self.root, self.classes))
 
     @property
-    def split(self) -> Dict[str, Any]:
-        """How the good images were split, as `ModelInfo` holds it."""
-        counts = Counter(sample.class_name for sample in self.training_samples + self.held_out_samples)
-        return {"seed": self.seed, "held_out": self.held_out, "images": dict(counts)}
+    def held_out_digests(self) -> Dict[str, List[str]]:
+        """Class -> digests of its held-out images, as `ModelInfo` holds them."""
+        digests: Dict[str, List[str]] = {name: [] for name in self.class_names}
+        for sample in self.held_out_samples:
+            digests[sample.class_name].append(self.digests[sample])
+        return digests
 
     def some_for_training(self, most: int, title: str) -> GoodImages:
         """Images that are trained on, at most so many of a class; the same at every call."""

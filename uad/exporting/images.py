@@ -11,7 +11,8 @@ import numpy as np
 from engines.metadata import ModelInfo
 from export.errors import CalibrationError
 from export.quantize import random_normal_images
-from uad.data.folder import Sample, draw, find_classes, hold_out, train_samples, with_depths
+from uad.data.content import digests_of
+from uad.data.folder import Sample, draw, find_classes, train_samples, with_depths
 from uad.data.reading import each_image, load_images
 
 CALIBRATION_IMAGES = 128  # by default, or all that there are
@@ -116,14 +117,10 @@ def calibration_images(
 
 
 def _held_out(info: ModelInfo, samples: Sequence[Sample]) -> List[Sample]:
-    """The images that training held out, of every class that has as many images as it had then.
-
-    Of another number of images the split is another one, and would hold images that were trained on.
-    """
-    sizes = Counter(sample.class_name for sample in samples)
-    then = info.split.get("images", {})
-    same = [sample for sample in samples if sizes[sample.class_name] == then.get(sample.class_name)]
-    return hold_out(same, info.split["held_out"], info.split["seed"])[1] if same else []
+    """The images that training held out, by their content: the folder may have grown, moved, or be another."""
+    recorded = [sample for sample in samples if info.held_out.get(sample.class_name)]
+    digests = zip(recorded, digests_of(recorded))
+    return [sample for sample, digest in digests if digest in info.held_out[sample.class_name]]
 
 
 def first_of_each_class(shuffled: Sequence[Sample], most: int) -> List[Sample]:

@@ -34,6 +34,7 @@ class Fit:
     images: Dict[str, int]  # class -> on how many of its images the read-out was fitted again
     thresholds: List[str]  # the classes with thresholds that were chosen again
     held_out: Dict[str, int]  # class -> on how many held-out images
+    recorded: int  # number of images that training held out
     above: Dict[str, float]  # class that keeps its threshold -> part of its good images that lie above it
 
 
@@ -112,7 +113,8 @@ def fit_again(
     with progress("Trying thresholds", len(unchanged)) as step:
         above = share_above(model, info, unchanged, step)
     held_out = Counter(sample.class_name for sample in images.held_out)
-    fit = Fit(refit.statistics is not None, bool(images.readout), refit.counts, chosen, dict(held_out), above)
+    recorded = sum(map(len, info.held_out.values()))
+    fit = Fit(refit.statistics is not None, bool(images.readout), refit.counts, chosen, dict(held_out), recorded, above)
     return model, info, fit
 
 

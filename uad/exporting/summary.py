@@ -85,9 +85,10 @@ def _fitted(fit: Fit, classes: Sequence[str], precision: str, false_positive_rat
         why = f"fewer than {FEWEST_IMAGES} images of a class" if fit.is_known else "no class is known"
         first = f"{why}: the read-out keeps its statistics, with deviations of at least the noise of {precision}"
     if fit.thresholds:
-        first += "; thresholds chosen again" + _but([name for name in classes if name not in fit.thresholds])
+        first += f"; thresholds chosen again on {sum(fit.held_out.values())} of {fit.recorded} held-out images"
+        first += _but([name for name in classes if name not in fit.thresholds])
     else:
-        first += "; thresholds stay those of fp32"
+        first += "; thresholds stay those of fp32, for none of the images was held out in training"
     asked = f"{100 * false_positive_rate:g}% was asked for"
     lines = [first, *_above(fit.above, asked)]
     rates = rates_of_few(fit.held_out, false_positive_rate)

@@ -199,7 +199,7 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
         thresholds=thresholds_at(scores, names, false_positive_rate),
         threshold=threshold_at(scores, false_positive_rate),
         false_positive_rate=false_positive_rate,
-        split=data.split,
+        held_out=data.held_out_digests,
         depths=data.depths,
         height=height,
         width=width,

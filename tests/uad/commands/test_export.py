@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import random_images, save_tiny, set_constant, tiny, with_blind_weights
-from image_folders import bolts_and_nuts, make_class
+from image_folders import bolts_and_nuts, make_class, noise, save
 from PIL import Image
 
 import engines
@@ -141,7 +141,7 @@ def test_mistakes(error_of: Callable[..., str], model: Path, root: Path, tmp_pat
     for name in ("few", "plain"):
         make_class(tmp_path / name, "nut", train=10 if name == "few" else 24, good=2, defects=0)
     message = error_of(*export, "auto", "--calibration-data", tmp_path / "few")
-    assert "at least 8 good images of each class that calibration did not use, here 5 of nut" in message
+    assert "at least 8 good images of each class that calibration did not use, here 6 of nut" in message
     message = error_of(*export, "auto", "--validation-data", tmp_path / "plain")
     assert "holds no class with good images and defects" in message
     assert "no such folder" in error_of(*export, "auto", "--validation-data", tmp_path / "absent")
@@ -239,10 +239,12 @@ def test_the_summary_says_what_thresholds_promise(
     export(model, root, tmp_path / "a.onnx", "int8")
     said = capsys.readouterr().out
     assert "thresholds for 5% false alarms rest on few held-out images" in said and "nut 33% (2 images)" in said
-    make_class(tmp_path / "more", "nut", train=30)
+    assert "thresholds chosen again on 4 of 4 held-out images" in said
+    for index in range(30):
+        save(noise(9000 + index), tmp_path / "more" / "nut" / "train" / "good" / f"{index}.png")
     export(model, tmp_path / "more", tmp_path / "b.onnx", "int8")
     said = capsys.readouterr().out
-    assert "thresholds stay those of fp32" in said
+    assert "thresholds stay those of fp32, for none of the images was held out in training" in said
     assert re.search(r"nut: \d+% of the good images given lie above its threshold, 5% was asked for", said)
     assert cli.main(["export", str(model), "--precision", "fp16", "--out", str(tmp_path / "c.onnx")]) == 0
     assert "no images given: read-out and thresholds stay those of fp32" in capsys.readouterr().out

@@ -1,9 +1,14 @@
 """uad.data.module: what a training step and the held-out images look like."""
 
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from image_folders import held_out_digests, make_class
+
+from engines.errors import UadWarning
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -44,3 +49,31 @@ def test_held_out_images_are_as_they_are(data: Any) -> None:
     batches = list(data.val_dataloader())
     assert all(batch.drawn is None for batch in batches)
     assert torch.equal(torch.cat([batch.image for batch in batches]), data.held_out_images)
+
+
+def test_copies_on_two_sides_are_told_with_their_number(tmp_path: Path) -> None:
+    make_class(tmp_path, "nut", train=12)
+    good, tests = tmp_path / "nut" / "train" / "good", tmp_path / "nut" / "test"
+    shutil.copy(good / "000.png", tests / "good" / "copy.png")
+    shutil.copy(good / "001.png", tests / "spot" / "copy.png")
+    data = AnomalyData(tmp_path, image_size=64)
+    with pytest.warns(UadWarning, match="2 test images equal to good images of training"):
+        data.check()
+    for path in sorted(good.iterdir())[1:]:
+        shutil.copy(good / "000.png", path)
+    with pytest.warns(UadWarning, match="1 held-out image equal to good images of training"):
+        AnomalyData(tmp_path, image_size=64).check()
+
+
+def test_nothing_is_told_where_there_is_no_copy(tmp_path: Path) -> None:
+    make_class(tmp_path, "nut", train=12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AnomalyData(tmp_path, image_size=64).check()
+
+
+def test_the_held_out_images_are_told_by_their_content(tmp_path: Path) -> None:
+    make_class(tmp_path, "nut", train=24)
+    data = AnomalyData(tmp_path, image_size=64)
+    data.check()
+    assert data.held_out_digests == {"nut": held_out_digests("nut", 24, 0.1, 0)}

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import quantize, tiny, tiny_info, with_readout
-from image_folders import bolts_and_nuts, make_class
+from image_folders import bolts_and_nuts, held_out_digests, make_class, noise, save
 
 from engines.graph import constants
 from engines.metadata import ModelInfo
@@ -23,7 +23,7 @@ from uad.exporting.images import calibration_images
 from uad.exporting.refit import Refit, choose_thresholds, share_above
 
 SIZE = (16, 16)
-SPLIT = {"seed": 3, "held_out": 0.25, "images": {"bolt": 24, "nut": 24}}
+HELD_OUT = {name: held_out_digests(name, 24, 0.25, 3) for name in ("bolt", "nut")}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def info(**changes: object) -> ModelInfo:
-    return tiny_info(split=SPLIT, **changes)
+    return tiny_info(**{"held_out": HELD_OUT, **changes})
 
 
 def deployed(model: onnx.ModelProto, root: Path) -> onnx.ModelProto:
@@ -82,16 +82,29 @@ def test_thresholds_come_from_the_held_out_images(root: Path) -> None:
     assert changed.threshold == threshold_at(scores, 0.05)
 
 
-def test_a_class_with_another_number_of_images_than_in_training_keeps_its_threshold(root: Path) -> None:
-    larger = dataclasses.replace(info(), split={**SPLIT, "images": {"bolt": 24, "nut": 240}})
+def test_held_out_images_are_known_again_in_a_folder_that_grew_moved_and_lost_one(tmp_path: Path) -> None:
+    root = bolts_and_nuts(tmp_path / "elsewhere")
+    before = calibration_images(info(), str(root)).held_out
+    exchanged = next(sample.path for sample in before if sample.class_name == "nut")
+    save(noise(7), exchanged)  # the class has as many images as before
+    for index in range(5):
+        save(noise(70 + index), root / "bolt" / "train" / "good" / f"0new{index}.png")
+    other = before[0].path.rename(before[0].path.with_name("zzz.png"))
+    images = calibration_images(info(), str(root))
+    expected = {sample.path for sample in before} - {exchanged, before[0].path} | {other}
+    assert {sample.path for sample in images.held_out} == expected and len(expected) == 11
+    assert exchanged in {sample.path for sample in images.readout}
+
+
+def test_a_class_without_held_out_images_keeps_its_threshold(root: Path) -> None:
+    forgetful = info(held_out={"bolt": HELD_OUT["bolt"], "nut": ["0" * 16]})
     quantized = deployed(with_readout(), root)
-    images = calibration_images(larger, str(root))
-    held_out = images.held_out
+    images = calibration_images(forgetful, str(root))
     assert len(images.readout) == 18 + 24
-    changed, chosen = choose_thresholds(quantized, larger, held_out)
+    changed, chosen = choose_thresholds(quantized, forgetful, images.held_out)
     assert chosen == ["bolt"]
-    assert changed.thresholds["nut"] == larger.thresholds["nut"] and changed.threshold == larger.threshold
-    assert changed.thresholds["bolt"] != larger.thresholds["bolt"]
+    assert changed.thresholds["nut"] == forgetful.thresholds["nut"] and changed.threshold == forgetful.threshold
+    assert changed.thresholds["bolt"] != forgetful.thresholds["bolt"]
 
 
 def test_noise_widens_and_moves_nothing(root: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import random_images, runtime_outputs
-from image_folders import make_class
+from image_folders import held_out_digests, make_class
 
 from engines.graph import constants, in_backbone  # noqa: E402
 from engines.images import RESIZE_RULE
@@ -88,7 +88,7 @@ def save_float(model: Any, path: Path) -> Path:
         thresholds=dict.fromkeys(CLASSES, 1.0),
         threshold=1.0,
         false_positive_rate=0.05,
-        split={"seed": 0, "held_out": 0.1, "images": {"bolt": 6, "nut": 6}},
+        held_out={name: held_out_digests(name, 6, 0.1, 0) for name in CLASSES},
         height=SIZE,
         width=SIZE,
         resize=RESIZE_RULE,

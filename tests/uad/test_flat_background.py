@@ -129,7 +129,7 @@ def test_with_some_layers_in_float(line: Line, tmp_path: Path) -> None:
     amax = ranges([collect_histograms(model, placement.ranged(), images)], placement.ranged(), amax_percentile)
     quantized, info, _ = with_ranges(model, info, amax, placement)
     fitted = Refit(model, images).readout(quantized)
-    save_model(fitted, choose_thresholds(fitted, info, images.held_out)[0], tmp_path / "mixed.onnx")
+    save_model(fitted, choose_thresholds(fitted, info, model, images.held_out)[0], tmp_path / "mixed.onnx")
     assert_alike(line, tmp_path / "mixed.onnx")
 
 

@@ -7,8 +7,6 @@ rule of the whole project is: an image is called defective iff its score is stri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -60,70 +58,6 @@ def best_f1(scores: ArrayLike, is_defect: ArrayLike) -> float | None:
     called = np.arange(1, values.size + 1)[last_of_equals]
     correct = np.cumsum(labels)[last_of_equals]
     return float(np.max(2 * correct / (called + labels.sum())))
-
-
-def threshold_at(scores_of_good: ArrayLike, false_positive_rate: float) -> float:
-    """Smallest threshold with at most this fraction of the good images strictly above it.
-
-    It is always one of the given scores: with k = the largest count such that k/n <= false_positive_rate, the
-    (k+1)-th largest. So n good images can only set rates in steps of 1/n, and whenever n < 1/rate (n = 50 for
-    1 %) the threshold is simply the largest good score. The rate holds on the images given. A further image
-    from the same source exceeds the threshold with probability (k+1)/(n+1) (less if scores are tied): with
-    n = 10 and rate 0 or 0.05 that is 1/11 = 9 %, so do not read a small n as a small rate.
-
-    Args:
-        scores_of_good: (n,) finite numbers, n >= 1.
-        false_positive_rate: In [0, 1).
-
-    Returns:
-        The threshold, to be used as ``score > threshold``.
-
-    Raises:
-        ValueError: No score, a wrong shape, a score that is not finite, or a rate outside [0, 1).
-    """
-    values = np.sort(_vector(scores_of_good, "scores_of_good"))[::-1]
-    if values.size == 0:
-        raise ValueError("scores_of_good is empty: a threshold needs at least one good image")
-    if not 0.0 <= false_positive_rate < 1.0:
-        raise ValueError(f"false_positive_rate must be in [0, 1), got {false_positive_rate}")
-    return float(values[_allowed(values.size, false_positive_rate)])
-
-
-def promised_rate(images: int, false_positive_rate: float) -> float:
-    """With which probability a further good image lies above a threshold that `threshold_at` chose on so many.
-
-    (k+1)/(n+1), as there: of 12 images and a rate of 0.05 it is 1/13, 8 %, and 5 % needs 19 images at least.
-    """
-    return (_allowed(images, false_positive_rate) + 1) / (images + 1)
-
-
-def _allowed(images: int, false_positive_rate: float) -> int:
-    """The most of so many images that may lie above a threshold."""
-    # Compared as k/n rather than floor(rate * n): 0.29 * 100 is 28.999..., yet 29 of 100 is 0.29.
-    return int(np.count_nonzero(np.arange(1, images) / images <= false_positive_rate))
-
-
-def rates_of_few(counts: Mapping[str, int], false_positive_rate: float) -> str:
-    """What thresholds promise of the classes that have too few images for the rate; "" where all have enough.
-
-    Args:
-        counts: class -> on how many good images its threshold was chosen.
-        false_positive_rate: that was asked for. Up to one and a half times of it is let pass.
-    """
-    rates = {name: promised_rate(count, false_positive_rate) for name, count in counts.items() if count}
-    likely = [
-        f"{name} {100 * rate:.0f}% ({counts[name]} images)"
-        for name, rate in rates.items()
-        if rate > 1.5 * false_positive_rate
-    ]
-    asked = f"thresholds for {100 * false_positive_rate:g}% false alarms rest on few held-out images"
-    return f"{asked}, a further good image lies above in up to: {', '.join(likely)}" if likely else ""
-
-
-def thresholds_at(scores_of_good: ArrayLike, classes: Sequence[str], false_positive_rate: float) -> dict[str, float]:
-    """The threshold of each class, by `threshold_at`; `classes` are those of the images, one a score."""
-    values, names = _vector(scores_of_good, "scores_of_good"), np.asarray(classes)
-    return {name: threshold_at(values[names == name], false_positive_rate) for name in sorted(set(classes))}
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:

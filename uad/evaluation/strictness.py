@@ -5,13 +5,10 @@ intervals are exact: Clopper and Pearson, Biometrika 1934, 95%.
 """
 
 import dataclasses
-import math
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
-import numpy as np
-
 from engines.errors import UserError
-from uad.evaluation.metrics import threshold_at
+from uad.evaluation.thresholds import threshold_at, threshold_for_recall
 
 CONFIDENCE = 0.95
 ALL = "all classes"
@@ -55,12 +52,6 @@ class Cost:
     found: Optional[Rate]
 
 
-def for_recall(defects: Sequence[float], rate: float) -> float:
-    """The highest threshold above which at least this part of defects lies."""
-    least = max(1, math.ceil(rate * len(defects) - 1e-9))
-    return float(np.nextafter(sorted(defects, reverse=True)[least - 1], -math.inf))
-
-
 def choose(
     scores: Dict[str, Scores], target_fpr: Optional[float], target_recall: Optional[float], per_class: bool
 ) -> Dict[str, float]:
@@ -81,7 +72,9 @@ def choose(
         if not needed:
             kind = "good images" if target_fpr is not None else "defects"
             raise UserError(f"{name} has no {kind} in its test folder: leave the class out, or give some")
-        return threshold_at(needed, target_fpr) if target_fpr is not None else for_recall(needed, target_recall or 0)
+        if target_fpr is not None:
+            return threshold_at(each.good, target_fpr)
+        return threshold_for_recall(each.defects, each.good, target_recall or 0)
 
     together = of(ALL, _together(scores))
     return {**{name: of(name, each) if per_class else together for name, each in scores.items()}, ALL: together}

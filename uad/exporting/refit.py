@@ -10,6 +10,7 @@ import dataclasses
 from collections import Counter
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
+import numpy as np
 import onnx
 
 from engines.metadata import ModelInfo, is_defect
@@ -17,7 +18,7 @@ from export.quantize import observe
 from export.readout import Seen, read_statistics, refit, see, widen, with_statistics
 from uad.data.folder import Sample
 from uad.data.reading import each_image
-from uad.evaluation.metrics import threshold_at, thresholds_at
+from uad.evaluation.thresholds import paired_threshold
 from uad.exporting.images import READOUT_IMAGES, CalibrationImages, first_of_each_class
 from uad.progress import progress, with_steps
 
@@ -46,6 +47,7 @@ class Refit:
             images, or there are too few of each, it is empty: statistics then stay, and deviations are widened by the
             noise that is seen.
         statistics: of the float graph's read-out; None where it has none, and nothing is to be fitted again.
+        before: the float graph.
     """
 
     def __init__(self, model: onnx.ModelProto, images: CalibrationImages, most: int = READOUT_IMAGES) -> None:
@@ -61,7 +63,7 @@ class Refit:
         self.counts = {name: count for name, count in sorted(counts.items()) if count >= FEWEST_IMAGES}
         self._samples = [sample for sample in samples if sample.class_name in self.counts]
         self._images = images
-        self._model = model
+        self.before = model
         self.statistics = read_statistics(model)
         self._before: Optional[Seen] = None
 
@@ -85,7 +87,7 @@ class Refit:
         if self.statistics is None:
             return model
         if self._before is None:
-            self._before = self._see(self._model, step)
+            self._before = self._see(self.before, step)
         correct = refit if self.counts else widen
         return with_statistics(model, correct(self.statistics, self._before, self._see(model, step)))
 
@@ -106,8 +108,8 @@ def fit_again(
     """A graph of another precision with the read-out and the thresholds that it needs, its description, and the fit."""
     with progress("Fitting the read-out again", refit.passes) as step:
         model = refit.readout(model, step)
-    with progress("Choosing thresholds", len(images.held_out)) as step:
-        info, chosen = choose_thresholds(model, info, images.held_out, step)
+    with progress("Choosing thresholds", 2 * len(images.held_out)) as step:
+        info, chosen = choose_thresholds(model, info, refit.before, images.held_out, step)
     info = dataclasses.replace(info, refitted={"images": refit.counts, "thresholds": chosen})
     unchanged = [sample for sample in images.readout if sample.class_name not in chosen]
     with progress("Trying thresholds", len(unchanged)) as step:
@@ -130,29 +132,38 @@ def share_above(
 
 
 def choose_thresholds(
-    model: onnx.ModelProto, info: ModelInfo, held_out: Sequence[Sample], step: Step = lambda: None
+    model: onnx.ModelProto,
+    info: ModelInfo,
+    before: onnx.ModelProto,
+    held_out: Sequence[Sample],
+    step: Step = lambda: None,
 ) -> Tuple[ModelInfo, List[str]]:
-    """Thresholds for a deployed graph, by the rule by which those of the float model were chosen.
+    """Thresholds by which a deployed graph decides on the held-out images as the float graph did.
 
-    A class of which there are none keeps its threshold. That of an unknown class is chosen again where all the others
-    are.
+    A class without such images keeps its threshold. The threshold of an unknown class is chosen again where every class
+    has some. See `paired_threshold`.
 
     Args:
-        model: the graph.
-        info: its description.
+        model: the deployed graph.
+        info: its description, with the thresholds of the float graph.
+        before: the float graph.
         held_out: good images that were not trained on.
-        step: called after each image.
+        step: called after each image, twice for each.
 
     Returns:
         The description with the new thresholds, and the classes that have one.
     """
     if not held_out:
         return info, []
-    names, rate = [sample.class_name for sample in held_out], info.false_positive_rate
+    names = np.array([sample.class_name for sample in held_out])
     chosen = [name for name in info.classes if name in names]
-    scores = _scores(model, info, held_out, step)
-    threshold = threshold_at(scores, rate) if chosen == info.classes else info.threshold
-    thresholds = {**info.thresholds, **thresholds_at(scores, names, rate)}
+    scores, expected = (np.array(_scores(each, info, held_out, step)) for each in (model, before))
+    thresholds, threshold = dict(info.thresholds), info.threshold
+    for name in chosen:
+        members = names == name
+        thresholds[name] = paired_threshold(scores[members], expected[members], info.thresholds[name])
+    if chosen == info.classes:
+        threshold = paired_threshold(scores, expected, info.threshold)
     return dataclasses.replace(info, thresholds=thresholds, threshold=threshold), chosen
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
 
 from export.quantize import QuantizationReport
-from uad.evaluation.metrics import rates_of_few
+from uad.evaluation.thresholds import rates_of_few
 from uad.exporting.float_layers import FloatLayers
 from uad.exporting.refit import FEWEST_IMAGES, Fit
 from uad.exporting.source import Graph

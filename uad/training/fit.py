@@ -23,7 +23,7 @@ from uad.data.folder import test_samples
 from uad.data.module import AnomalyData
 from uad.errors import TrainingError
 from uad.evaluation.evaluate import evaluate
-from uad.evaluation.metrics import rates_of_few, threshold_at, thresholds_at
+from uad.evaluation.thresholds import rates_of_few, threshold_at, thresholds_at
 from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress

@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import spearmanr  # type: ignore[import-untyped,unused-ignore]
 from sklearn.metrics import (  # type: ignore[import-untyped,unused-ignore]
     precision_recall_curve,
     roc_auc_score,
 )
 
-from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, promised_rate, rates_of_few, spearman, threshold_at
+from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, spearman
 
 
 def curve_of(*images: tuple[Any, Any]) -> PixelCurve:
@@ -96,43 +94,6 @@ def test_image_metrics_reject(metric: Any, scores: Any, is_defect: Any) -> None:
 
 
 # ---------------------------------------------------------------------------------------- threshold, spearman
-
-
-@pytest.mark.parametrize(
-    ("scores", "rate", "expected"),
-    [
-        (range(1, 11), 0.0, 10.0),  # none above
-        (range(1, 11), 0.05, 10.0),  # 10 images cannot show 5 %
-        (range(1, 11), 0.1, 9.0),  # one above
-        (range(1, 11), 0.19, 9.0),
-        (range(1, 11), 0.2, 8.0),
-        (range(1, 11), 0.99, 1.0),  # nine above
-        (range(1, 101), 0.29, 71.0),  # 29 above, although 0.29 * 100 < 29 in floating point
-        ([2, 1, 2, 2], 0.5, 2.0),  # two may be above, but below 2 there would be three
-        ([2, 1, 2, 2], 0.75, 1.0),
-        ([-3.5], 0.5, -3.5),
-    ],
-)
-def test_threshold_at_by_hand(scores: Any, rate: float, expected: float) -> None:
-    assert threshold_at(list(scores), rate) == expected
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_threshold_at_is_the_smallest_that_holds(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    good = np.round(rng.normal(size=37), 1)
-    for rate in rng.random(20):
-        threshold = threshold_at(good, rate)
-        assert np.mean(good > threshold) <= rate < np.mean(good > np.nextafter(threshold, -np.inf))
-
-
-@pytest.mark.parametrize(
-    ("scores", "rate"),
-    [([], 0.1), ([1.0], 1.0), ([1.0], -0.1), ([1.0], np.nan), ([np.nan], 0.1), ([[1.0]], 0.1)],
-)
-def test_threshold_at_rejects(scores: Any, rate: float) -> None:
-    with pytest.raises(ValueError, match="scores_of_good|false_positive_rate"):
-        threshold_at(scores, rate)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -392,32 +353,3 @@ def test_memory_does_not_grow_with_the_pixels() -> None:
 
 
 # ------------------------------------------------------------------------------- what a number of images promises
-
-
-@pytest.mark.parametrize(
-    ("images", "rate", "expected"),
-    [(12, 0.05, 1 / 13), (19, 0.05, 1 / 20), (20, 0.05, 2 / 21), (60, 0.05, 4 / 61), (1, 0.0, 0.5)],
-)
-def test_what_a_number_of_images_promises(images: int, rate: float, expected: float) -> None:
-    assert promised_rate(images, rate) == pytest.approx(expected)
-    # By the definition: of n + 1 equally likely places of a further score, those above the threshold.
-    threshold = threshold_at(np.arange(images, dtype=float), rate)
-    assert promised_rate(images, rate) == pytest.approx((images - threshold) / (images + 1))
-
-
-def test_too_few_images_are_said_by_class() -> None:
-    said = rates_of_few({"bolt": 12, "nut": 60, "gear": 3}, 0.05)
-    assert said.startswith("thresholds for 5% false alarms rest on few held-out images")
-    assert "bolt 8% (12 images), gear 25% (3 images)" in said and "nut" not in said
-    assert rates_of_few({"nut": 60}, 0.05) == rates_of_few({}, 0.05) == ""
-
-
-@settings(derandomize=True, deadline=None)
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.floats(0, 1, exclude_max=True))
-def test_the_threshold_is_the_lowest_score_that_keeps_the_rate(scores: list[float], rate: float) -> None:
-    def share_above(threshold: float) -> float:
-        return sum(score > threshold for score in scores) / len(scores)
-
-    threshold = threshold_at(scores, rate)
-    assert threshold in scores and share_above(threshold) <= rate
-    assert all(share_above(score) > rate for score in scores if score < threshold)

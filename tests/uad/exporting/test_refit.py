@@ -18,7 +18,7 @@ from export.quantize import observe
 from export.readout import read_statistics, see
 from uad.data.folder import hold_out, train_samples
 from uad.data.reading import load_images
-from uad.evaluation.metrics import threshold_at
+from uad.evaluation.thresholds import paired_threshold
 from uad.exporting.images import calibration_images
 from uad.exporting.refit import Refit, choose_thresholds, share_above
 
@@ -69,17 +69,22 @@ def test_no_image_that_was_held_out_is_used(root: Path) -> None:
     assert set(images.readout) | set(images.samples) <= set(training)
 
 
-def test_thresholds_come_from_the_held_out_images(root: Path) -> None:
-    quantized = deployed(with_readout(), root)
+def test_thresholds_decide_on_the_held_out_images_as_before(root: Path) -> None:
+    model, quantized = with_readout(), deployed(with_readout(), root)
     held_out = calibration_images(info(), str(root)).held_out
-    changed, chosen = choose_thresholds(quantized, info(), held_out)
+    scores, expected = (
+        np.array([values["score"][0] for values in observe(graph, ["score"], load_images(held_out, SIZE))])
+        for graph in (quantized, model)
+    )
+    names = np.array([sample.class_name for sample in held_out])
+    middle = {name: float(np.median(expected[names == name])) for name in ("bolt", "nut")}
+    before = info(thresholds=middle, threshold=float(np.median(expected)))
+    changed, chosen = choose_thresholds(quantized, before, model, held_out)
     assert chosen == ["bolt", "nut"]
-    scores = [values["score"][0] for values in observe(quantized, ["score"], load_images(held_out, SIZE))]
-    names = [sample.class_name for sample in held_out]
     for name in chosen:
-        own = [score for score, other in zip(scores, names) if other == name]
-        assert changed.thresholds[name] == threshold_at(own, 0.05) != info().thresholds[name]
-    assert changed.threshold == threshold_at(scores, 0.05)
+        of = names == name
+        assert changed.thresholds[name] == paired_threshold(scores[of], expected[of], middle[name]) != middle[name]
+    assert changed.threshold == paired_threshold(scores, expected, before.threshold)
 
 
 def test_held_out_images_are_known_again_in_a_folder_that_grew_moved_and_lost_one(tmp_path: Path) -> None:
@@ -101,7 +106,7 @@ def test_a_class_without_held_out_images_keeps_its_threshold(root: Path) -> None
     quantized = deployed(with_readout(), root)
     images = calibration_images(forgetful, str(root))
     assert len(images.readout) == 18 + 24
-    changed, chosen = choose_thresholds(quantized, forgetful, images.held_out)
+    changed, chosen = choose_thresholds(quantized, forgetful, with_readout(), images.held_out)
     assert chosen == ["bolt"]
     assert changed.thresholds["nut"] == forgetful.thresholds["nut"] and changed.threshold == forgetful.threshold
     assert changed.thresholds["bolt"] != forgetful.thresholds["bolt"]

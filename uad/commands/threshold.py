@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
 from engines.errors import UserError
 from engines.plan_file import SUFFIX
@@ -28,8 +28,8 @@ class ThresholdOptions:
     target_recall: Optional[float] = field(
         default=None, metadata=about("in place of it: part of the defects that must be found, such as 0.99")
     )
-    per_class: bool = field(
-        default=False, metadata=about("a threshold for each class, on its own images, in place of one for all")
+    common: bool = field(
+        default=False, metadata=about("one threshold for all classes, on all images, in place of one for each class")
     )
     restore: bool = field(default=False, metadata=about("put the thresholds back that were there before"))
     running: Running = field(default_factory=Running, metadata=part())
@@ -52,13 +52,24 @@ class ThresholdOptions:
 def threshold(options: ThresholdOptions) -> "List[Cost]":
     """Rewrite the thresholds of a model; what each class pays on the images, and all together.
 
+    A class without images keeps its threshold. So does an unknown class, unless every class has images.
+
     Raises:
         UserError: the model, an image or the file cannot serve, or a class lacks images.
     """
+    changed, rows = _chosen(options)
+    _rewrite(options.model, changed)
+    return rows
+
+
+def _chosen(options: ThresholdOptions) -> "Tuple[ModelInfo, List[Cost]]":
+    """The description with the new thresholds, and what they cost."""
+    from engines.files import check_output
     from engines.model_file import read_info
     from uad.evaluation.strictness import ALL, choose, costs
 
     options.reading.begin()
+    check_output(options.model, "MODEL")
     info = read_info(options.model)
     before = {**info.thresholds, ALL: info.threshold}
     if options.restore:
@@ -66,19 +77,21 @@ def threshold(options: ThresholdOptions) -> "List[Cost]":
             raise UserError(f"{options.model}: its thresholds were not changed by uad threshold")
         chosen = dict(info.former_thresholds)
         common = chosen.pop("")
-        _rewrite(options.model, dataclasses.replace(info, thresholds=chosen, threshold=common, former_thresholds=None))
-        return []
+        return dataclasses.replace(info, thresholds=chosen, threshold=common, former_thresholds=None), []
     scores = _scores(options)
     unknown = [name for name in scores if name not in info.thresholds]
     if unknown:
         raise UserError(f"{options.model} does not know the class {unknown[0]}: it knows {', '.join(info.thresholds)}")
-    new = choose(scores, options.target_fpr, options.target_recall, options.per_class)
-    common = new[ALL]
-    thresholds = {name: new.get(name, before[name] if options.per_class else common) for name in info.thresholds}
+    missing = [name for name in info.thresholds if name not in scores]
+    if options.common and missing:
+        raise UserError(f"--common sets the threshold of {missing[0]} too, of which there is no image: give some")
+    new = choose(scores, options.target_fpr, options.target_recall, options.common)
+    if missing:
+        new[ALL] = info.threshold
+    thresholds = {name: new.get(name, before[name]) for name in info.thresholds}
     former = info.former_thresholds or {**info.thresholds, "": info.threshold}
-    changed = dataclasses.replace(info, thresholds=thresholds, threshold=common, former_thresholds=former)
-    _rewrite(options.model, changed)
-    return costs(scores, before, new)
+    changed = dataclasses.replace(info, thresholds=thresholds, threshold=new[ALL], former_thresholds=former)
+    return changed, costs(scores, before, new)
 
 
 def _scores(options: ThresholdOptions) -> "Dict[str, Scores]":
@@ -113,12 +126,17 @@ def main(arguments: Sequence[str]) -> None:
     from uad.tables import cost_table
 
     options = parse(ThresholdOptions, arguments, "threshold")
-    rows = threshold(options)
+    changed, rows = _chosen(options)
     if options.restore:
+        _rewrite(options.model, changed)
         print(f"{options.model}: the thresholds are those of before")
         return
-    print(cost_table(rows))
+    print(cost_table(rows), flush=True)  # before what could go wrong with the file
+    _rewrite(options.model, changed)
     print(f"\n{options.model}: thresholds are set; --restore puts back those of before")
+    kept = [name for name in changed.thresholds if name not in {row.class_name for row in rows}]
+    if kept:
+        print(f"no images of {', '.join(kept)}: thresholds of these and of unknown classes stay")
     of_all = rows[-1].false_alarms if options.target_fpr is not None else rows[-1].found
     if of_all is None:
         return

@@ -53,7 +53,7 @@ class Cost:
 
 
 def choose(
-    scores: Dict[str, Scores], target_fpr: Optional[float], target_recall: Optional[float], per_class: bool
+    scores: Dict[str, Scores], target_fpr: Optional[float], target_recall: Optional[float], is_common: bool
 ) -> Dict[str, float]:
     """Class -> threshold, and `ALL` -> that of an image whose class is not known.
 
@@ -61,7 +61,7 @@ def choose(
         scores: of each class.
         target_fpr: part of the good images that may lie above, less than 1; see `threshold_at`.
         target_recall: in place of it, part of the defects that must lie above.
-        per_class: whether each class has its own, or all have that of all images together.
+        is_common: whether all have the threshold of all images together, in place of one for each class.
 
     Raises:
         UserError: a class has no images of the kind that is needed.
@@ -77,7 +77,7 @@ def choose(
         return threshold_for_recall(each.defects, each.good, target_recall or 0)
 
     together = of(ALL, _together(scores))
-    return {**{name: of(name, each) if per_class else together for name, each in scores.items()}, ALL: together}
+    return {**{name: together if is_common else of(name, each) for name, each in scores.items()}, ALL: together}
 
 
 def costs(scores: Dict[str, Scores], before: Dict[str, float], thresholds: Dict[str, float]) -> List[Cost]:

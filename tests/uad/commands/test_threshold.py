@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from disks import files_of_at_most
 from graphs import build_tiny, save_tiny, tiny_info, with_readout
 from image_folders import bolts_and_nuts
 
@@ -30,7 +31,7 @@ def test_the_thresholds_are_chosen_and_the_graph_stays(
     model: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, info = onnx.load(model), read_info(model)
-    flags = ["--data.root", str(root), "--target-fpr", "0.25", "--per-class", "--runtime", "onnxruntime"]
+    flags = ["--data.root", str(root), "--target-fpr", "0.25", "--runtime", "onnxruntime"]
     assert cli.main(["threshold", str(model), *flags]) == 0
     said = capsys.readouterr().out
     assert said.count("1 of 4") == 2 and "2 of 8" in said
@@ -52,14 +53,36 @@ def test_the_first_thresholds_can_be_put_back(model: Path, root: Path) -> None:
         threshold(ThresholdOptions(model, DataOptions(root), restore=True))
 
 
-def test_one_threshold_serves_classes_that_are_not_in_the_folder_too(model: Path, root: Path) -> None:
+def test_a_class_without_images_keeps_its_threshold_and_that_is_said(
+    model: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     info = read_info(model)
-    chosen = DataOptions(root, classes=["nut"])
-    threshold(ThresholdOptions(model, chosen, target_recall=1.0, per_class=True))
+    flags = ["--data.root", str(root), "--data.classes", "nut", "--target-recall", "1"]
+    assert cli.main(["threshold", str(model), *flags]) == 0
     changed = read_info(model)
-    assert changed.thresholds["bolt"] == info.thresholds["bolt"] and changed.thresholds["nut"] == changed.threshold
-    threshold(ThresholdOptions(model, chosen, target_recall=1.0))
-    assert set(read_info(model).thresholds.values()) == {changed.threshold}
+    assert changed.thresholds["nut"] != info.thresholds["nut"]
+    assert (changed.thresholds["bolt"], changed.threshold) == (info.thresholds["bolt"], info.threshold)
+    assert "no images of bolt: thresholds of these and of unknown classes stay" in capsys.readouterr().out
+
+
+def test_one_threshold_for_all_wants_images_of_all(model: Path, root: Path) -> None:
+    with pytest.raises(UserError, match="--common sets the threshold of bolt too, of which there is no image"):
+        threshold(ThresholdOptions(model, DataOptions(root, classes=["nut"]), target_recall=1.0, common=True))
+    threshold(ThresholdOptions(model, DataOptions(root), target_recall=1.0, common=True))
+    changed = read_info(model)
+    assert set(changed.thresholds.values()) == {changed.threshold}
+
+
+def test_the_table_is_printed_though_the_file_cannot_be_written(
+    model: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data.root", str(root), "--target-fpr", "0", "--runtime", "onnxruntime"]
+    before = model.read_bytes()
+    with files_of_at_most(10):
+        assert cli.main(["threshold", str(model), *flags]) == 2
+    printed = capsys.readouterr()
+    assert "| nut" in printed.out and "cannot write" in printed.err.splitlines()[-1]
+    assert model.read_bytes() == before
 
 
 def test_a_plan_keeps_its_bytes(fake_gpu: object, root: Path, tmp_path: Path) -> None:

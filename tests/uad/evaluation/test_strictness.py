@@ -21,9 +21,9 @@ SCORES = {"bolt": Scores([1.0, 2.0, 3.0, 4.0], [5.0, 3.5]), "nut": Scores([10.0,
 
 
 def test_one_threshold_for_all_or_one_for_each() -> None:
-    assert choose(SCORES, 0.25, None, per_class=True) == {"bolt": 3.5, "nut": 35.0, ALL: 25.0}
-    assert choose(SCORES, 0.25, None, per_class=False) == {"bolt": 25.0, "nut": 25.0, ALL: 25.0}
-    assert choose(SCORES, None, 1.0, per_class=True) == {"bolt": 3.25, "nut": 45.0, ALL: 3.25}
+    assert choose(SCORES, 0.25, None, is_common=False) == {"bolt": 3.5, "nut": 35.0, ALL: 25.0}
+    assert choose(SCORES, 0.25, None, is_common=True) == {"bolt": 25.0, "nut": 25.0, ALL: 25.0}
+    assert choose(SCORES, None, 1.0, is_common=False) == {"bolt": 3.25, "nut": 45.0, ALL: 3.25}
 
 
 def test_what_it_costs() -> None:
@@ -39,6 +39,6 @@ def test_what_it_costs() -> None:
 
 def test_a_class_without_the_images_that_are_needed_is_named() -> None:
     with pytest.raises(UserError, match="nut has no defects in its test folder"):
-        choose({"bolt": SCORES["bolt"], "nut": Scores([1.0], [])}, None, 0.9, per_class=True)
+        choose({"bolt": SCORES["bolt"], "nut": Scores([1.0], [])}, None, 0.9, is_common=False)
     (row, _) = costs({"nut": Scores([1.0], [])}, {"nut": 0.0, ALL: 0.0}, {"nut": 2.0, ALL: 2.0})
     assert row.found is None

@@ -112,7 +112,7 @@ def page(result: "dict[str, Any]") -> str:
         f"One STFPM of {len(result['test'])} classes, {height} by {width} pixels, INT8 by percentile, in ONNX Runtime.",
         "Test images that INT8 decides otherwise than FP32, percent. FP32's thresholds are chosen on so many held-out",
         f"images of a class, for 5% false alarms; mean over {DRAWS} draws. *kept*: INT8 takes them. *quantile*: the",
-        "same rule on INT8's scores. *paired*: those that part the held-out images as FP32's do, which `uad export` takes.",
+        "same rule on INT8's scores. *paired*, which `uad export` takes: they part the held-out images as FP32's do.",
         "",
     ]
     header = ["class", "held out", *(f"{label(cut)}: {rule}" for cut in result["flipped"] for rule in RULES)]

@@ -1,7 +1,6 @@
 """Image files to RGB uint8 arrays, the one way that training, calibration and every engine share."""
 
 import contextlib
-import os
 import threading
 import warnings
 from pathlib import Path
@@ -20,12 +19,11 @@ MEGAPIXELS = 120.0  # of the largest image that is decoded, which takes about 1.
 LARGE = 2**24  # pixels: of larger images only one is decoded at a time
 RESIZE_RULE = "bilinear with antialiasing (Pillow), aspect ratio not kept"
 
-# Blocks above 32 MB go back to the system when they are free; of smaller ones each thread keeps a large image's worth.
-# Pillow, 'Block allocator'; read when Pillow is imported.
-os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
-
 _allowed = MEGAPIXELS
 _one_large_image = threading.Lock()
+_pillow_limit = threading.Lock()
+_opened_now = 0  # images; while there are some, Pillow's limit is off
+_limit_before: Optional[int] = None
 
 
 def limit_megapixels(megapixels: float) -> None:
@@ -144,13 +142,12 @@ def _opened(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
     Raises:
         ImageFileError: as `read_image`, of the block too.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns with a line of its code, and no flag raises it
     try:
         if Path(path).stat().st_size == 0:
             raise ImageFileError(f"{path} (empty file)")
-        with _pillow_image(path) as file:
+        with _without_pillow_limit(), _pillow_image(path) as file:
             megapixels = file.size[0] * file.size[1] / 1e6
             if megapixels > _allowed:
                 raise ImageFileError(
@@ -165,6 +162,27 @@ def _opened(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
         raise ImageFileError(f"{path} (not an image)") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         raise ImageFileError(f"{path} (cannot be decoded: {error})") from error
+
+
+@contextlib.contextmanager
+def _without_pillow_limit() -> Iterator[None]:
+    """Pillow's own limit is off: it warns with a line of its code, and no flag raises it. It belongs to the program,
+    which has it back when the last image is closed.
+    """
+    from PIL import Image
+
+    global _opened_now, _limit_before
+    with _pillow_limit:
+        if _opened_now == 0:
+            _limit_before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _opened_now += 1
+    try:
+        yield
+    finally:
+        with _pillow_limit:
+            _opened_now -= 1
+            if _opened_now == 0:
+                Image.MAX_IMAGE_PIXELS = _limit_before
 
 
 @contextlib.contextmanager

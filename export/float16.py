@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from engines.graph import constants, copy_of, in_backbone, remove_unused_constants, rename_input
+from export.equalize import MARGIN
 from export.quantize import observe
 
 # Inputs that ONNX defines as float32 (or integers) whatever the data is.
@@ -24,7 +25,8 @@ LARGEST = float(np.finfo(np.float16).max)  # 65504
 def beyond_float16(model: onnx.ModelProto, images: Iterable[np.ndarray] = ()) -> List[str]:
     """The nodes of the backbone that must stay in float32, in graph order.
 
-    They have a constant beyond 65504, or write or read a tensor that passes it on one of the images.
+    They have a constant beyond 65504, or write or read a tensor that passes 65504 / 1.5 = 43669 on one of the images:
+    where good images end a defect may go on, and INT8 keeps the same room (`equalize.MARGIN`).
 
     Args:
         model: the float32 graph.
@@ -39,7 +41,7 @@ def beyond_float16(model: onnx.ModelProto, images: Iterable[np.ndarray] = ()) ->
     images = list(images)
     if images:
         for seen in observe(model, _float_outputs(model, backbone), images):
-            wide.update(name for name, value in seen.items() if np.abs(value).max() > LARGEST)
+            wide.update(name for name, value in seen.items() if np.abs(value).max() > LARGEST / MARGIN)
     return [
         node.name
         for node in backbone
@@ -48,6 +50,28 @@ def beyond_float16(model: onnx.ModelProto, images: Iterable[np.ndarray] = ()) ->
             for index, name in enumerate([*node.input, *node.output])
         )
     ]
+
+
+def vanishing_weights(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> int:
+    """The number of weights that are not 0 and become 0 in float16: those below 3e-8.
+
+    Args:
+        model: the float32 graph.
+        keep_float: names of nodes of the backbone that stay in float32.
+    """
+    values = constants(model)
+    halved = {
+        name
+        for node in model.graph.node
+        if in_backbone(node) and node.name not in keep_float
+        for index, name in enumerate(node.input)
+        if index not in KEEPS_TYPE.get(node.op_type, ()) and name in values and values[name].dtype == np.float32
+    }
+    return sum(int(((values[name] != 0) & (_half(values[name]) == 0)).sum()) for name in halved)
+
+
+def _half(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, -LARGEST, LARGEST).astype(np.float16)
 
 
 def _float_outputs(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> List[str]:
@@ -95,8 +119,7 @@ def to_float16(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> onnx
 def _add_half_constant(graph: onnx.GraphProto, name: str, values: np.ndarray) -> None:
     if any(tensor.name == f"{name}_fp16" for tensor in graph.initializer):
         return
-    half = np.clip(values, -LARGEST, LARGEST).astype(np.float16)
-    graph.initializer.append(numpy_helper.from_array(half, f"{name}_fp16"))
+    graph.initializer.append(numpy_helper.from_array(_half(values), f"{name}_fp16"))
 
 
 def _insert_casts(graph: onnx.GraphProto, casts: Dict[str, int]) -> None:

@@ -5,6 +5,7 @@ Imports nothing heavy at start. Runs on Python 3.8, and without torch but for `f
 
 import importlib
 import io
+import os
 import sys
 from typing import Dict, Optional, Sequence
 
@@ -33,6 +34,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     Returns:
         The exit code: 0, 1 where `uad check` found something, 2 for a mistake of the user, 130 after Ctrl-C.
     """
+    # Blocks above 32 MB go back to the system when they are free; of smaller ones each thread keeps a large image's
+    # worth. Pillow, 'Block allocator'; read when Pillow is imported.
+    os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     given = list(sys.argv[1:] if arguments is None else arguments)

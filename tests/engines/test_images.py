@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tracemalloc
 import warnings
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +354,24 @@ def test_an_image_larger_than_allowed_is_refused_before_it_is_decoded_and_a_flag
             limit_megapixels(images.MEGAPIXELS)
 
 
+def test_the_program_keeps_its_own_limit_of_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(Image.fromarray(COLOURS), tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(read_image, [path] * 40))  # a limit of 1 pixel would refuse them
+    message_of(tmp_path / "b.png")
+    assert Image.MAX_IMAGE_PIXELS == 1
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+
+
+def test_the_environment_of_a_program_that_imports_us_is_left_alone() -> None:
+    code = "import os; before = dict(os.environ); import engines.images; assert os.environ == before"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PILLOW_")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT)
+
+
 def test_one_large_image_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "LARGE", 100)
     path = saved(Image.new("L", (20, 20)), tmp_path / "a.png")
@@ -384,16 +404,18 @@ def test_one_large_image_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a process's memory")
-def test_threads_do_not_keep_the_memory_of_large_images(tmp_path: Path) -> None:
+def test_threads_of_the_command_do_not_keep_the_memory_of_large_images(tmp_path: Path) -> None:
     path = saved(Image.new("RGB", (6000, 5000), (90, 120, 30)), tmp_path / "large.jpg")  # 120 MB in Pillow
     script = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from engines.images import read_resized
+from uad import cli
 
 def peak():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
+cli.main(["--version"])
 read_resized(sys.argv[2], [(64, 64)])
 before = peak()
 with ThreadPoolExecutor(4) as threads:
@@ -404,7 +426,7 @@ print(peak() - before)
     done = subprocess.run(
         [sys.executable, "-c", script, str(path), str(small)], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert float(done.stdout) < 200
+    assert float(done.stdout.splitlines()[-1]) < 200
 
 
 # What EXIF's orientations do to the stored pixels, in Pillow's own words; 1 is as they are.

@@ -9,7 +9,7 @@ from graphs import FEATURES, Builder, node_of, random_images, runtime_outputs, s
 from onnx import TensorProto, helper
 
 from engines.graph import constants, in_backbone
-from export.float16 import beyond_float16, to_float16
+from export.float16 import beyond_float16, to_float16, vanishing_weights
 
 IMAGES = random_images(4, size=32)
 LARGEST = float(np.finfo(np.float16).max)  # 65504
@@ -130,6 +130,25 @@ def test_activations_beyond_float16_stay_in_float32_with_who_reads_them() -> Non
     np.testing.assert_allclose(found, plain, rtol=0.01, atol=0.01)
     free = runtime_outputs(to_float16(model), images, ["feature0"])[0]
     assert not np.allclose(free, plain, rtol=0.01, atol=0.01)  # what a clipped graph gives
+
+
+@pytest.mark.parametrize(("greatest", "stay"), [(43_000, False), (44_500, True)])
+def test_what_ends_near_the_end_of_float16_stays_in_float32(greatest: float, stay: bool) -> None:
+    images = random_images(2)
+    before = np.abs(runtime_outputs(large(1), images, ["/teacher/a/Conv_output_0"])[0]).max()
+    kept = beyond_float16(large(greatest / float(before)), images)
+    assert kept == (["/teacher/a/Conv", "/teacher/relu/Relu", "/teacher/b/Conv"] if stay else [])
+
+
+def test_weights_that_become_zero_are_counted() -> None:
+    model = tiny(size=32)
+    assert vanishing_weights(model) == 0
+    weight = constants(model)["teacher/conv1.weight"].copy()
+    weight.flat[:3] = (1e-9, -1e-9, 0)
+    set_constant(model, "teacher/conv1.weight", weight)
+    assert vanishing_weights(model) == 2
+    assert (constants(to_float16(model))["teacher/conv1.weight_fp16"].flat[:2] == 0).all()
+    assert vanishing_weights(model, ["/teacher/conv1/Conv"]) == 0
 
 
 def test_activations_are_looked_at_where_no_constant_tells() -> None:

@@ -1,10 +1,12 @@
 """The FP16 graph: what passes the range of float16 stays in float32."""
 
 import dataclasses
+import warnings
 from typing import List, Optional
 
+from engines.errors import UadWarning
 from export.errors import CalibrationError
-from export.float16 import beyond_float16, to_float16
+from export.float16 import beyond_float16, to_float16, vanishing_weights
 from uad.exporting.images import RANDOM_NORMAL, CalibrationImages
 from uad.exporting.refit import Refit, fit_again
 from uad.exporting.settings import Calibration
@@ -24,6 +26,9 @@ def to_half(source: Source, calibration: Calibration) -> Graph:
     kept = _beyond_float16(source, images)
     info = dataclasses.replace(source.info, precision="fp16", float_layers=kept)
     half = to_float16(source.model, kept)
+    vanished = vanishing_weights(source.model, kept)
+    if vanished:
+        warnings.warn(f"{vanished} weights are too small for float16 and are 0 in the file", UadWarning, stacklevel=2)
     if images is None:
         return Graph(half, info)
     model, info, fit = fit_again(half, info, Refit(source.model, images), images)

@@ -1,7 +1,7 @@
 """predictions.csv and predictions.jsonl, a line for each photograph as it is judged, so that a stop loses nothing.
 
 predictions.jsonl is what a later call goes on from; predictions.csv says the same but for the regions, of which it has
-the number. predictions.model holds the hash of the model file, so that one folder never holds what two models said.
+the number. predictions.model holds the hash of the model, so that one folder never holds what two models said.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional, TextIO, Tuple, Type
 
 from engines.errors import OutputError, UserError
 from engines.files import csv_line, make_folder, write_text
+from engines.plan_file import SUFFIX, description_path
 
 ROWS, TABLE, MODEL = "predictions.jsonl", "predictions.csv", "predictions.model"
 END = 1 << 16  # bytes at the end of a file, which hold more lines than one call has under way
@@ -112,8 +113,11 @@ class Predictions:
 
 
 def digest_of(model: Path) -> str:
-    """SHA-256 of a model file, in hexadecimal digits."""
-    return hashlib.sha256(model.read_bytes()).hexdigest()
+    """SHA-256 of the files of a model, in hexadecimal digits: a plan's thresholds lie in the file beside it."""
+    digest = hashlib.sha256(model.read_bytes())
+    if model.suffix == SUFFIX:
+        digest.update(description_path(model).read_bytes())
+    return digest.hexdigest()
 
 
 def read_predictions(path: Path) -> List[Decision]:

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16-mixed", help="of training: 32-true is faster without bf16 units")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    runtime = "onnxruntime" if saturates(platform.machine(), cpu_flags()) else "openvino"
+    runtime = "openvino" if saturates(platform.machine(), cpu_flags()) is False else "onnxruntime"
     settings = {"model": options.model, "backbone": options.backbone, "precision": options.precision}
     reports: dict[str, dict[str, Any]] = {}
     settings["image_size"] = options.image_size

@@ -1,7 +1,7 @@
 """What the processor can do, as far as Linux tells."""
 
 import os
-from typing import Dict, Set
+from typing import Dict, Optional, Set
 
 
 def cpu_count() -> int:
@@ -25,11 +25,16 @@ def cpu_flags() -> Set[str]:
     return set(fields.get("flags", fields.get("Features", "")).split())
 
 
-def saturates(machine: str, flags: Set[str]) -> bool:
+def saturates(machine: str, flags: Set[str]) -> Optional[bool]:
     """Whether products of uint8 and int8 are added in 16 bits, as x86 without VNNI does: 255 * 127 * 2 is too much.
 
     Args:
         machine: what `platform.machine()` says.
-        flags: see `cpu_flags`; where there are none nothing is known, and the answer is no.
+        flags: see `cpu_flags`; Windows and macOS tell none.
+
+    Returns:
+        None where it is not known.
     """
-    return machine.lower() in ("x86_64", "amd64") and bool(flags) and not flags & {"avx512_vnni", "avx_vnni"}
+    if machine.lower() not in ("x86_64", "amd64"):
+        return False
+    return not flags & {"avx512_vnni", "avx_vnni"} if flags else None

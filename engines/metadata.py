@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union, get_type_hints
 
 from engines.errors import ModelFileError
 from engines.images import DEPTHS
@@ -14,6 +14,10 @@ SIMULATED = " simulated"  # behind the precision of a checkpoint that was traine
 FORMAT = 4  # 3 told how to draw the held-out images again, in place of which they were
 READ = (3, FORMAT)
 DIGEST = 16  # hexadecimal digits of a digest of a file's content
+# The greatest that a file may ask for, so that a small one cannot take all of the memory before its weights are seen.
+MOST_PIXELS = 4096  # pixels of one side of the input
+MOST_CLASSES = 10_000
+LONGEST_TEXT = 10_000  # characters
 
 
 def is_defect(score: float, threshold: float) -> bool:
@@ -103,47 +107,71 @@ class ModelInfo:
             known = {field.name for field in dataclasses.fields(cls)}
             info = cls(**{key: value for key, value in values.items() if key in known})
             _check(info)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"{path}: its description cannot be read ({error}): export it again") from error
         return info
 
 
+def check_types(described: Any) -> None:
+    """Check that each field of a dataclass holds what its annotation says.
+
+    Raises:
+        ValueError: one does not, or a text is longer than `LONGEST_TEXT`.
+    """
+    for name, hint in get_type_hints(type(described)).items():
+        value = getattr(described, name)
+        _require(_fits(value, hint), f"{name} is {str(value)[:80]}")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value from JSON is of a type such as `Dict[str, List[int]]`; an integer is a float, too."""
+    origin: Any = getattr(hint, "__origin__", None)
+    arguments: Any = getattr(hint, "__args__", ())
+    if origin is Union:
+        return any(_fits(value, each) for each in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(each, arguments[1]) for each in value.values())
+    if hint is float:
+        return _is_finite(value)
+    if hint is str:
+        return isinstance(value, str) and len(value) <= LONGEST_TEXT
+    return hint is Any or type(value) is hint  # True is no int
+
+
 def _check(info: ModelInfo) -> None:
     """Raise ValueError for a field that cannot be."""
-    for name in ("model", "backbone", "resize", "precision", "checkpoint_sha256"):
-        _require(isinstance(getattr(info, name), str), f"{name} must be text")
+    check_types(info)
     known = info.precision in PRECISIONS or info.precision.endswith(SIMULATED)
     _require(known, f"the precision is {info.precision}")
     names = info.classes
-    _require(isinstance(names, list) and all(isinstance(name, str) and name for name in names), "classes must be names")
+    _require(all(names), "a class has no name")
     _require(len(set(names)) == len(names), "a class comes twice")
-    _require(
-        isinstance(info.thresholds, dict) and set(info.thresholds) == set(names), "thresholds must be of the classes"
-    )
-    for name, value in {**info.thresholds, "an unknown class": info.threshold}.items():
-        _require(_is_finite(value), f"the threshold of {name} is {value}")
-    for name, value in (info.former_thresholds or {}).items():
-        _require(name in ("", *names) and _is_finite(value), f"the former threshold of {name} is {value}")
-    _require(_is_finite(info.false_positive_rate) and 0 <= info.false_positive_rate < 1, "false_positive_rate")
+    _require(len(names) <= MOST_CLASSES, f"it has {len(names)} classes, {MOST_CLASSES} are the most")
+    _require(set(info.thresholds) == set(names), "thresholds must be of the classes")
+    _require(set(info.former_thresholds or ()) <= {"", *names}, "former_thresholds must be of the classes")
+    _require(0 <= info.false_positive_rate < 1, "false_positive_rate")
     for name in ("height", "width", "map_stride"):
         value = getattr(info, name)
-        _require(isinstance(value, int) and not isinstance(value, bool) and value > 0, f"{name} is {value}")
-    _require(isinstance(info.held_out, dict) and set(info.held_out) <= set(names), "held_out must be of the classes")
+        _require(0 < value <= MOST_PIXELS, f"{name} is {value}, {MOST_PIXELS} is the most")
+    _require(set(info.held_out) <= set(names), "held_out must be of the classes")
     for name, digests in info.held_out.items():
-        are_digests = isinstance(digests, list) and all(_is_digest(each) for each in digests)
-        _require(are_digests, f"the held-out images of {name} are no digests")
-    for values in (info.mean, info.std):
-        _require(len(values) == 3 and all(_is_finite(value) for value in values), "mean and std are of three colours")
+        _require(all(map(_is_digest, digests)), f"the held-out images of {name} are no digests")
+    refitted = info.refitted or {}
+    _require(_fits(refitted.get("images", {}), Dict[str, int]), "refitted names no images")
+    _require(_fits(refitted.get("thresholds", []), List[str]), "refitted names no thresholds")
+    _require(len(info.mean) == len(info.std) == 3, "mean and std are of three colours")
     _require(all(value > 0 for value in info.std), "std must be above 0")
     for name, depth in info.depths.items():
         _require(name in names and depth in DEPTHS, f"the depth of {name} is {depth}")
     _require(info.weight_bits in (7, 8), f"weight_bits is {info.weight_bits}")
     for name, value in info.residual_scales.items():
-        _require(_is_finite(value) and value > 0, f"the scale of {name} is {value}")
+        _require(value > 0, f"the scale of {name} is {value}")
 
 
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and len(value) == DIGEST and set(value) <= set("0123456789abcdef")
+def _is_digest(text: str) -> bool:
+    return len(text) == DIGEST and set(text) <= set("0123456789abcdef")
 
 
 def _is_finite(value: object) -> bool:

@@ -28,10 +28,15 @@ class OpenVinoEngine(Engine):
         self.path, self.info, self.lanes = path, info, lanes
         self.batch = batch = batch or 1
         overflows = info.precision in ("int8", "mixed") and info.weight_bits > 7
-        if overflows and saturates(platform.machine(), cpu_flags()):
+        wrong = saturates(platform.machine(), cpu_flags())
+        if overflows and wrong is not False:
+            why = (
+                "this CPU has no VNNI, so OpenVINO's INT8 sums saturate and scores are wrong"
+                if wrong
+                else "whether this CPU has VNNI is not known; without it OpenVINO's INT8 sums saturate"
+            )
             warnings.warn(
-                f"{path}: this CPU has no VNNI, so OpenVINO's INT8 sums saturate and scores are wrong: "
-                "use --runtime onnxruntime, or export with --weight-bits 7",
+                f"{path}: {why}: use --runtime onnxruntime, or export with --weight-bits 7",
                 UadWarning,
                 stacklevel=2,
             )

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from engines.errors import ModelFileError, UserError
 from engines.files import replacing
-from engines.metadata import ModelInfo
+from engines.metadata import ModelInfo, check_types
 
 SUFFIX = ".plan"
 
@@ -54,12 +54,13 @@ def read_description(path: Union[str, Path]) -> Tuple[ModelInfo, PlanInfo]:
     try:
         content = json.loads(beside.read_text(encoding="utf-8"))
         model, plan = json.dumps(content["model"]), PlanInfo(**content["plan"])
+        check_types(plan)
     except FileNotFoundError as error:
         raise ModelFileError(
             f"{path}: {beside.name}, which says what the plan is, is not beside it: copy it there, or build the plan "
             f"again with uad export MODEL.onnx --out {Path(path).name}"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFileError(f"{beside} cannot be read ({error}): build the plan again with uad export") from error
     return ModelInfo.from_json(model, beside), plan
 

@@ -49,10 +49,23 @@ def test_a_description_without_its_plan(path: Path) -> None:
         engines.read_info(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"model": {}}', '{"model": {}, "plan": {"tensorrt": "8"}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "null", '{"model": {}}', '{"model": {}, "plan": {"tensorrt": "8"}}', "[" * 100_000]
+)
 def test_a_damaged_description(text: str, path: Path) -> None:
     description_path(path).write_text(text)
     with pytest.raises(ModelFileError, match="a.plan.json cannot be read"):
+        read_description(path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"float32_layers": "31"}, {"batch": {"min": "1"}}, {"warnings": [1]}, {"dla_core": "0"}, {"flags": {}}]
+)
+def test_a_description_of_other_types(changes: dict[str, object], path: Path) -> None:
+    content = json.loads(description_path(path).read_text())
+    content["plan"].update(changes)
+    description_path(path).write_text(json.dumps(content))
+    with pytest.raises(ModelFileError, match=f"a.plan.json cannot be read .{next(iter(changes))} is"):
         read_description(path)
 
 

@@ -89,7 +89,7 @@ def _commands(out: Path, images: Path) -> List[List[str]]:
     fit = ["fit", "--data.root", root, "--data.image_size", "128", "--model.backbone", "efficientnet_lite0"]
     commands = [[*fit, "--trainer.max_epochs", "15", "--out", run, "--overwrite"]]
     int8 = ["--calibration-data", root]
-    if saturates(platform.machine(), cpu_flags()):  # OpenVINO's INT8 sums, see engines/cpu.py
+    if saturates(platform.machine(), cpu_flags()) is not False:  # OpenVINO's INT8 sums, see engines/cpu.py
         int8 += ["--weight-bits", "7"]
     for precision, file in files.items():
         export = ["export", f"{run}/model.ckpt", "--precision", precision, "--target", "cpu", "--out", file]

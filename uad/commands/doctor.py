@@ -79,11 +79,14 @@ def doctor() -> str:
         lines += [f"  {name} {number}" for name, number in versions if number is not None]
     lines.append("runtimes:")
     lines += [f"  {name}: {answer}" for name, answer in _runtimes()]
-    if saturates(platform.machine(), cpu_flags()):
-        lines.append(
-            "INT8: this CPU has no VNNI, OpenVINO's sums saturate on it: use --runtime onnxruntime, "
-            "or export with --weight-bits 7"
+    wrong = saturates(platform.machine(), cpu_flags())
+    if wrong is not False:
+        why = (
+            "this CPU has no VNNI, OpenVINO's sums saturate on it"
+            if wrong
+            else "whether this CPU has VNNI is not known, without it OpenVINO's sums saturate"
         )
+        lines.append(f"INT8: {why}: use --runtime onnxruntime, or export with --weight-bits 7")
     return "\n".join(lines)
 
 

@@ -1,13 +1,14 @@
 """How right a model is: accuracy on test images, and agreement with a reference model."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from engines import Engine, Prediction
-from engines.errors import UserError
+from engines.errors import UadWarning, UserError
 from engines.metadata import is_defect
 from uad.data.folder import Sample, with_depths
 from uad.data.reading import LabelledImage, read_labelled
@@ -95,12 +96,12 @@ def evaluate_beside(
 
     Raises:
         DataError: names every file that cannot be read.
-        UserError: the models take images of different sizes.
+        UserError: the models take images of different sizes or depths. Of other classes or another normalisation a
+            `UadWarning` tells.
     """
     first, size = engines[0], engines[0].info.size
     for engine in engines[1:]:
-        if (engine.info.size, engine.info.map_stride) != (size, first.info.map_stride):
-            raise UserError(f"{first.path} takes images of {size}, {engine.path} of {engine.info.size}")
+        _check_beside(first, engine)
     ordered = sorted(samples, key=lambda sample: sample.class_name)
     masked = sorted({sample.class_name for sample in samples if sample.masks})
     curves = [{name: PixelCurve() for name in masked} for _ in engines]
@@ -118,6 +119,25 @@ def evaluate_beside(
         for _ in group:
             progress()
     return [Evaluation(_report(*each), *each) for each in zip(scored, curves)]
+
+
+def _check_beside(first: Engine, engine: Engine) -> None:
+    """Refuse two models that cannot see the same pixels; warn of two that are not one network."""
+    one, other = first.info, engine.info
+    if (other.size, other.map_stride) != (one.size, one.map_stride):
+        raise UserError(f"{first.path} takes images of {one.size}, {engine.path} of {other.size}")
+    if other.depths != one.depths:
+        depths = [info.depths or 16 for info in (one, other)]
+        raise UserError(f"{first.path} reads 16-bit files of {depths[0]} bits, {engine.path} of {depths[1]}")
+    differing = []
+    if set(one.classes) != set(other.classes):
+        differing.append("classes")
+    if not np.allclose([*one.mean, *one.std], [*other.mean, *other.std]):
+        differing.append("normalisation")
+    if differing:
+        other_than = " and ".join(differing)
+        message = f"{engine.path} is no other precision of {first.path}: it has other {other_than}"
+        warnings.warn(message, UadWarning, stacklevel=2)
 
 
 def _judged(image: LabelledImage, index: int, engine: Engine, prediction: Prediction) -> ScoredImage:

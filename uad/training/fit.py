@@ -16,7 +16,7 @@ from torch import Tensor
 from engines.errors import UadWarning, UserError
 from engines.files import write_json
 from engines.images import RESIZE_RULE
-from engines.metadata import ModelInfo
+from engines.metadata import MOST_PIXELS, ModelInfo
 from uad.data.batches import BATCH
 from uad.data.cache import kept_targets, key_of
 from uad.data.folder import test_samples
@@ -103,8 +103,8 @@ def device_of(setup: Setup) -> torch.device:
 
 def _check_size(model: Model, data: AnomalyData) -> None:
     multiple = model.image_multiple
-    if any(side % multiple or side < 2 * multiple for side in data.size):
-        wanted = f"multiples of {multiple}, at least {2 * multiple}"
+    if any(side % multiple or not 2 * multiple <= side <= MOST_PIXELS for side in data.size):
+        wanted = f"multiples of {multiple}, from {2 * multiple} to {MOST_PIXELS}"
         raise UserError(f"--data.image_size {data.image_size}: this model takes {wanted}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from graphs import tiny_info
 from image_folders import save
 
 from engines import Engine, Prediction
-from engines.errors import UserError
+from engines.errors import UadWarning, UserError
 from uad.data import reading
 from uad.data.folder import Sample
 from uad.errors import DataError
@@ -140,6 +142,24 @@ def test_regions_that_merge_as_a_mask_shrinks_are_counted(tmp_path: Path) -> Non
 def test_a_reference_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"takes images of \(32, 32\), the model of \(16, 16\)"):
         evaluate(Told([1.0]), samples(tmp_path, "good"), Told([1.0], size=32))
+
+
+def test_a_reference_that_reads_other_pixels_is_refused_and_one_of_another_network_told(tmp_path: Path) -> None:
+    images, reference = samples(tmp_path, "good", "spot"), Told([1.0, 2.0])
+    info = reference.info
+    reference.info = dataclasses.replace(info, depths={"nut": 12})
+    with pytest.raises(UserError, match="reads 16-bit files of {'nut': 12} bits, .* of 16"):
+        evaluate(Told([1.0, 2.0]), images, reference)
+    reference.info = dataclasses.replace(info, classes=["gear"], thresholds={"gear": 1.0})
+    with pytest.warns(UadWarning, match="it has other classes$"):
+        evaluate(Told([1.0, 2.0]), images, reference)
+    reference.info = dataclasses.replace(info, std=[0.5] * 3)
+    with pytest.warns(UadWarning, match="it has other normalisation$"):
+        evaluate(Told([1.0, 2.0]), images, reference)
+    reference.info = info
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(Told([1.0, 2.0]), images, reference)
 
 
 def test_every_file_that_cannot_be_read_is_named_and_each_is_decoded_once(

@@ -71,7 +71,8 @@ def vanishing_weights(model: onnx.ModelProto, keep_float: Collection[str] = ()) 
 
 
 def _half(values: np.ndarray) -> np.ndarray:
-    return np.clip(values, -LARGEST, LARGEST).astype(np.float16)
+    half: np.ndarray = np.clip(values, -LARGEST, LARGEST).astype(np.float16)
+    return half
 
 
 def _float_outputs(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> List[str]:

@@ -3,12 +3,13 @@
 import functools
 import warnings
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from engines.errors import UadWarning
 from uad.data.batches import Batch, GoodImages
@@ -21,6 +22,11 @@ from uad.errors import DataError
 from uad.progress import progress
 
 
+def seed_of(*numbers: int) -> int:
+    """A seed that some numbers give, such as a seed and the epoch: nearby ones give what is not alike."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 class Images(Dataset[Batch]):
     """Images in memory, by whole batches: nothing is put together image by image.
 
@@ -28,12 +34,14 @@ class Images(Dataset[Batch]):
         image: (N, H, W, 3) uint8.
         label: (N,) int64.
         targets: of each level, or none.
-        draw: whether a batch holds its images with drawn defects, too; others each time.
+        random: where given, a batch holds its images with drawn defects, too; others each time.
     """
 
-    def __init__(self, image: Tensor, label: Tensor, targets: Sequence[Tensor], draw: bool) -> None:
+    def __init__(
+        self, image: Tensor, label: Tensor, targets: Sequence[Tensor], random: Optional[torch.Generator] = None
+    ) -> None:
         self.all = Batch(image, label, targets)
-        self.draw = draw
+        self.random = random
 
     def __len__(self) -> int:
         return len(self.all.image)
@@ -41,10 +49,32 @@ class Images(Dataset[Batch]):
     def __getitem__(self, indices: List[int]) -> Batch:
         image, label = self.all.image[indices], self.all.label[indices]
         drawn = None
-        if self.draw:
-            seed = int(torch.randint(2**31, ()))
+        if self.random is not None:
+            seed = int(torch.randint(2**31, (), generator=self.random))
             drawn = torch.from_numpy(with_defects_to_restore(image.numpy(), seed))
         return Batch(image, label, [level[indices] for level in self.all.targets], drawn)
+
+
+class EpochOrder(Sampler[int]):
+    """Indices in an order that the seed and the number of the epoch give, so that a resumed run goes on as it was.
+
+    Args:
+        count: of images.
+        random: seeded anew as an epoch begins. What is drawn from it after the order belongs to that epoch, too.
+        seed_of_epoch: the seed of the epoch that begins.
+    """
+
+    def __init__(self, count: int, random: torch.Generator, seed_of_epoch: Callable[[], int]) -> None:
+        self.count = count
+        self.random = random
+        self.seed_of_epoch = seed_of_epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        self.random.manual_seed(self.seed_of_epoch())
+        return iter(torch.randperm(self.count, generator=self.random).tolist())
 
 
 class AnomalyData(LightningDataModule):
@@ -89,6 +119,7 @@ class AnomalyData(LightningDataModule):
         self.held_out_samples: List[Sample] = []
         self.targets: Sequence[Tensor] = ()  # of `images`, once they are kept
         self.draws = False  # whether a batch to train on holds its images with drawn defects, too
+        self.order_seed = 0  # of the order of the images, and of the drawn defects
 
     @property
     def size(self) -> Tuple[int, int]:
@@ -191,14 +222,20 @@ class AnomalyData(LightningDataModule):
         """Shuffled training images; an incomplete last batch is dropped where there is a complete one."""
         count = len(self.training_samples)
         targets = [level[:count] for level in self.targets]
-        dataset = Images(self.training_images, self._labels(self.training_samples), targets, self.draws)
-        whole_batches = BatchSampler(RandomSampler(dataset), self.batch_size, drop_last=count > self.batch_size)
+        random = torch.Generator()
+        labels = self._labels(self.training_samples)
+        dataset = Images(self.training_images, labels, targets, random if self.draws else None)
+        order = EpochOrder(count, random, self._seed_of_epoch)
+        whole_batches = BatchSampler(order, self.batch_size, drop_last=count > self.batch_size)
         return DataLoader(dataset, batch_size=None, sampler=whole_batches)
+
+    def _seed_of_epoch(self) -> int:
+        return seed_of(self.order_seed, self.trainer.current_epoch if self.trainer else 0)
 
     def val_dataloader(self) -> "DataLoader[Batch]":
         """The held-out good images."""
         targets = [level[len(self.training_samples) :] for level in self.targets]
-        dataset = Images(self.held_out_images, self._labels(self.held_out_samples), targets, draw=False)
+        dataset = Images(self.held_out_images, self._labels(self.held_out_samples), targets)
         return DataLoader(
             dataset, batch_size=None, sampler=BatchSampler(SequentialSampler(dataset), self.batch_size, drop_last=False)
         )

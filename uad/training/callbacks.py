@@ -15,6 +15,7 @@ from torchmetrics.classification import BinaryAUROC
 from engines.files import write_csv
 from uad.data.batches import BATCH, GoodImages
 from uad.data.defects import with_defects
+from uad.data.module import seed_of
 from uad.models.base import Model
 from uad.training.checkpoint import write_tensors
 from uad.training.run import BEST, LAST
@@ -45,6 +46,16 @@ def rows_until(table: Path, last: Dict[str, Any]) -> List[List[Any]]:
     with open(table, newline="", encoding="utf-8") as file:
         _, *rows = list(csv.reader(file))
     return [row for row in rows if int(row[0]) <= last["epoch"]]
+
+
+class SeededSteps(Callback):
+    """What a model draws in a step is given by the seed and the step, so that a resumed run goes on as it was."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(seed_of(self.seed, trainer.current_epoch, batch_idx))
 
 
 class SyntheticAuroc(Callback):

@@ -27,7 +27,7 @@ from uad.evaluation.thresholds import rates_of_few, threshold_at, thresholds_at
 from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress
-from uad.training.callbacks import Checkpoints, EpochTable, SyntheticAuroc, rows_until
+from uad.training.callbacks import Checkpoints, EpochTable, SeededSteps, SyntheticAuroc, rows_until
 from uad.training.checkpoint import save_checkpoint, write_tensors
 from uad.training.run import BEST, LAST, MODEL, TARGETS, Record, begin, check_images, images_of
 from uad.training.settings import Setup
@@ -146,9 +146,9 @@ def _learn(setup: Setup, folder: Path, table: EpochTable, keep_start: bool = Fal
         TrainingError: there was no epoch.
     """
     model, data, trainer = setup.model, setup.data, setup.trainer
-    data.draws = model.restores
+    data.draws, data.order_seed = model.restores, setup.seed
     checkpoints = Checkpoints(folder)
-    trainer.callbacks.insert(0, SyntheticAuroc(data.held_out_good("")))  # type: ignore[attr-defined]
+    trainer.callbacks[:0] = [SyntheticAuroc(data.held_out_good("")), SeededSteps(setup.seed)]  # type: ignore[attr-defined]
     if keep_start:
         (before,) = trainer.validate(model, datamodule=data, verbose=False)
         checkpoints.best = before["val_loss"]

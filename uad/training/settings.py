@@ -55,6 +55,7 @@ class Setup:
     data: AnomalyData
     trainer: Trainer
     resolved: Dict[str, Any]  # the settings with every default, plain values
+    seed: int
 
 
 def set_up(
@@ -67,7 +68,7 @@ def set_up(
         data: of the data; "root" is needed.
         trainer: of Lightning's trainer.
         ckpt: the model.ckpt to go on from under fake quantization, or None.
-        seed: of weights and of the order of images.
+        seed: of weights, of the order of images and of what is drawn.
         folder: of the run, where all that Lightning writes goes.
 
     Raises:
@@ -104,6 +105,7 @@ def set_up(
             AnomalyData(**checked["data"]),
             _trainer(checked["trainer"], folder),
             checked,
+            seed,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"the settings of --trainer cannot serve: {error}") from error

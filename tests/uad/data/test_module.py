@@ -1,6 +1,7 @@
 """uad.data.module: what a training step and the held-out images look like."""
 
 import shutil
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return found
 
 
-def test_a_training_batch_has_its_images_with_a_defect_on_each_and_other_ones_in_the_next_epoch(data: Any) -> None:
+def test_a_training_batch_has_its_images_with_a_defect_on_each_and_other_ones_in_the_next_epoch(
+    data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = []
-    for _ in range(2):
+    for epoch in range(2):
+        monkeypatch.setattr(data, "trainer", types.SimpleNamespace(current_epoch=epoch))
         seen = {}
         for batch in data.train_dataloader():
             for image, label, (place,), changed in zip(batch.image, batch.label, batch.targets[0], batch.drawn):

@@ -112,6 +112,25 @@ def test_a_run_that_replaces_one_goes_on_after_a_stop(own: tuple[Path, Path], mo
     assert sorted(content(out)) == sorted(before)
 
 
+def test_a_resumed_run_ends_with_the_weights_of_a_whole_one(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the images, the defects that are drawn and what a step draws are those of the epoch."""
+    images = tmp_path / "images"
+    for name in ("nut", "bolt"):
+        make_class(images, name, train=8)
+    plain = STFPM.training_step
+    monkeypatch.setattr(STFPM, "training_step", lambda self, *given: plain(self, *given) * (0.5 + torch.rand(())))
+    arguments = ["--trainer.max_epochs", "4", "--data.batch_size", "4"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert cli.main(fit_arguments(images, whole, *arguments)) == 0
+    stopped_after(2, monkeypatch, fit_arguments(images, resumed, *arguments))
+    assert cli.main(["fit", "--resume", str(resumed)]) == 0
+    one, other = (torch.load(out / "last.ckpt", weights_only=True)["state_dict"] for out in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (whole / "train.csv").read_text().count("\n") == 5
+
+
 @pytest.mark.parametrize("moves", range(6))
 def test_a_replacement_that_is_cut_short_is_ended_by_resuming(
     moves: int, own: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,15 +14,13 @@ Layers left in float are FP32 in the graph, not FP16.
 
 import dataclasses
 from collections import Counter
-from typing import Callable, Dict, FrozenSet, List, Optional, Sequence
+from typing import Callable, Collection, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 import numpy as np
 import onnx
 
 from engines.metadata import ModelInfo
 from export.errors import CalibrationError
-from export.placement import place
-from export.quantize import with_ranges
 from export.sensitivity import infer_model
 from uad.data.defects import with_defects
 from uad.data.folder import Sample
@@ -73,7 +71,6 @@ class Comparison:
         good: Sequence[Sample],
         labelled: Sequence[Sample] = (),
         runtime: Optional[str] = None,
-        fitted: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda quantized: quantized,
     ) -> None:
         """Score the images by the FP32 model.
 
@@ -83,12 +80,11 @@ class Comparison:
             good: good images that calibration did not use; see `good_for_agreement`.
             labelled: images with labels, or none; see `check_labelled`.
             runtime: a name in `engines.RUNTIMES`; None takes the fastest installed.
-            fitted: gives a quantized graph the read-out that it needs.
 
         Raises:
             CalibrationError: the model gives all good images of a class one score.
         """
-        self.good, self.labelled, self._runtime, self._fitted = good, labelled, runtime, fitted
+        self.good, self.labelled, self._runtime = good, labelled, runtime
         images = load_images([*good, *labelled], info.size)
         self._images = np.concatenate([images[: len(good)], with_defects(images[: len(good)]), images[len(good) :]])
         self._reference = infer_model(model, info, self._images, runtime).score
@@ -96,9 +92,9 @@ class Comparison:
         if flat:
             raise CalibrationError(f"the fp32 model gives every good image of {', '.join(flat)} the same score")
 
-    def agreement(self, quantized: onnx.ModelProto, info: ModelInfo) -> Agreement:
-        """How alike a quantized model judges."""
-        scores = infer_model(self._fitted(quantized), info, self._images, self._runtime).score
+    def agreement(self, model: onnx.ModelProto, info: ModelInfo) -> Agreement:
+        """How alike a quantized model judges; with the biases and the read-out of the file that is written."""
+        scores = infer_model(model, info, self._images, self._runtime).score
         # Scores of a class that have all become equal tell nothing apart: that is no agreement.
         correlation = min(figure or 0.0 for figure in self._spearman(scores).values())
         if not self.labelled:
@@ -125,9 +121,7 @@ class Comparison:
 
 
 def choose_float_layers(
-    model: onnx.ModelProto,
-    info: ModelInfo,
-    amax: Dict[str, float],
+    as_written: Callable[[Collection[str]], Tuple[onnx.ModelProto, ModelInfo]],
     order: Sequence[str],
     comparison: Comparison,
     least: float,
@@ -136,9 +130,7 @@ def choose_float_layers(
     """The fewest layers that `fewest_float_layers` finds to hold an agreement.
 
     Args:
-        model: the float32 graph.
-        info: its description.
-        amax: tensor name -> range, of all that `Placement.ranged` names.
+        as_written: names of layers to leave in float -> the graph that would be written, and its description.
         order: every quantizable layer, the one that hurts most first.
         comparison: with the same model.
         least: the agreement to be held; see `Agreement.holds`.
@@ -151,8 +143,7 @@ def choose_float_layers(
         if key == frozenset(order):  # nothing is quantized: that is the FP32 model
             tried[key] = Agreement(1.0, 0.0 if comparison.labelled else None)
         elif key not in tried:
-            quantized, description, _ = with_ranges(model, info, amax, place(model, key))
-            tried[key] = comparison.agreement(quantized, description)
+            tried[key] = comparison.agreement(*as_written(key))
             progress()
         return tried[key]
 

@@ -1,11 +1,14 @@
 """Post-training quantization, step by step: calibrate, judge layers, choose, quantize, correct biases, fit again."""
 
 import dataclasses
+import warnings
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple
 
+import numpy as np
 import onnx
 
+from engines.errors import UadWarning
 from engines.files import make_folder, write_text
 from engines.metadata import ModelInfo
 from engines.qdq import for_tensorrt
@@ -15,7 +18,7 @@ from export.equalize import equalizable, equalize
 from export.errors import CalibrationError
 from export.explain import layer_reports, observed_tensors, plot, require_matplotlib, write_reports
 from export.placement import Placement, place
-from export.quantize import collect_histograms, ranges, with_ranges, with_seven_bits
+from export.quantize import QuantizationReport, collect_histograms, ranges, with_ranges, with_seven_bits
 from export.sensitivity import sensitivity
 from export.tensorrt import PlanSettings, calibrate
 from uad.data.folder import draw, test_samples, with_depths
@@ -75,38 +78,61 @@ def quantize(source: Source, is_auto: bool, calibration: Calibration, choice: Ch
     labelled = [] if folder is None else check_labelled(with_depths(test_samples(folder), source.info.depth_of), folder)
     refit = Refit(source.model, images)
     calibrated = _calibrate(source, images, calibration, choice.explain is not None, builder)
+    # Noise says nothing of the mean of a channel.
+    corrected = draw(images.samples, CORRECTION_IMAGES, images.seed) if images.source == "images" else []
+    some = list(load_images(corrected, source.info.size))
     damage = None
     if is_auto or choice.explain is not None:
-        damage = _damage(source, calibrated, images, choice.runtime)
+        damage = _damage(source, calibrated, images, some, choice.runtime)
     layers = None
     if is_auto:
         assert damage is not None
-        comparison = Comparison(source.model, source.info, good, labelled, choice.runtime, refit.readout)
+        comparison = Comparison(source.model, source.info, good, labelled, choice.runtime)
+
+        def as_written(names: Collection[str]) -> Tuple[onnx.ModelProto, ModelInfo]:
+            quantized, info, _ = _quantized(source, calibrated, names, calibration, some)
+            return refit.readout(quantized), info
+
         order = list(damage.decibels)
         with progress("Choosing layers", most_trials(len(order))) as step:
-            layers = choose_float_layers(
-                calibrated.model, source.info, calibrated.amax, order, comparison, choice.least, step
-            )
+            layers = choose_float_layers(as_written, order, comparison, choice.least, step)
     float_layers = layers.names if layers else []
     if choice.explain is not None:
         assert damage is not None
         _explain(calibrated, damage, float_layers, choice.explain)
     if layers and len(float_layers) == layers.of:
         return Graph(source.model, source.info, choice=layers)  # nothing is quantized: it stays the fp32 model
+    with progress("Correcting biases", len(by_depth(source.model)) if some else 0) as step:
+        quantized, info, report = _quantized(source, calibrated, float_layers, calibration, some, step)
+    fitted, info, fit = fit_again(quantized, info, refit, images)
+    described = _description(calibration, images, len(report.dead))
+    if layers:
+        layers = dataclasses.replace(layers, agreement=comparison.agreement(fitted, info))  # of what is written
+        described.update(min_agreement=choice.least, agreement=dataclasses.asdict(layers.agreement))
+        if not layers.agreement.holds(choice.least):
+            warnings.warn(f"the agreement of {choice.least:g} that was asked for is missed", UadWarning, stacklevel=2)
+    info = dataclasses.replace(info, calibration=described)
+    return Graph(fitted, info, report, layers, fit)
+
+
+def _quantized(
+    source: Source,
+    calibrated: Calibrated,
+    float_layers: Collection[str],
+    calibration: Calibration,
+    some: Sequence[np.ndarray],
+    step: Callable[[], object] = lambda: None,
+) -> Tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
+    """The graph with Q/DQ but where layers stay in float, its biases corrected on some images where there are any."""
     placement = place(calibrated.model, float_layers) if float_layers else calibrated.placement
     quantized, info, report = with_ranges(calibrated.model, source.info, calibrated.amax, placement)
     if calibration.weight_bits == 7:
         quantized, info = with_seven_bits(calibrated.model, quantized), dataclasses.replace(info, weight_bits=7)
     if float_layers:
-        info = dataclasses.replace(info, precision="mixed", float_layers=float_layers)
-    described = _description(calibration, images, len(report.dead))
-    if layers:
-        described.update(min_agreement=choice.least, agreement=dataclasses.asdict(layers.agreement))
-    info = dataclasses.replace(info, calibration=described)
-    if images.source == "images":  # noise says nothing of the mean of a channel
-        quantized = _corrected(calibrated.model, quantized, images)
-    fitted, info, fit = fit_again(quantized, info, refit, images)
-    return Graph(fitted, info, report, layers, fit)
+        info = dataclasses.replace(info, precision="mixed", float_layers=list(float_layers))
+    if some:
+        quantized = correct_biases(calibrated.model, quantized, some, step)
+    return quantized, info, report
 
 
 def _description(calibration: Calibration, images: CalibrationImages, dead: int) -> Dict[str, Any]:
@@ -159,19 +185,26 @@ def _ranges_of_tensorrt(
     return {name: amax[name] for name in names}
 
 
-def _corrected(model: onnx.ModelProto, quantized: onnx.ModelProto, images: CalibrationImages) -> onnx.ModelProto:
-    some = list(load_images(draw(images.samples, CORRECTION_IMAGES, images.seed), images.info.size))
-    with progress("Correcting biases", len(by_depth(model))) as step:
-        return correct_biases(model, quantized, some, step)
+def _damage(
+    source: Source,
+    calibrated: Calibrated,
+    images: CalibrationImages,
+    some: Sequence[np.ndarray],
+    runtime: Optional[str],
+) -> Damage:
+    """Judge each layer with its bias corrected and the read-out fitted again, as the file has it."""
 
+    def as_written(quantized: onnx.ModelProto, layer: str) -> onnx.ModelProto:
+        if some:
+            quantized = correct_biases(calibrated.model, quantized, some, layers=[layer])
+        return refit.readout(quantized)
 
-def _damage(source: Source, calibrated: Calibrated, images: CalibrationImages, runtime: Optional[str]) -> Damage:
     refit = Refit(source.model, images, FEWEST_IMAGES)  # each layer is fitted to: more images would take long
     pixels, classes, judged_on = images.to_judge_layers()
     layers = calibrated.placement.layers
     with progress("Judging layers", len(layers)) as step:
         decibels = sensitivity(
-            calibrated.model, source.info, calibrated.amax, layers, pixels, classes, runtime, step, refit.readout
+            calibrated.model, source.info, calibrated.amax, layers, pixels, classes, runtime, step, as_written
         )
     return Damage(decibels, judged_on)
 

@@ -18,11 +18,15 @@ from PIL import Image
 
 import engines
 from engines.graph import constants
+from engines.metadata import ModelInfo
 from engines.model_file import load_model, read_info
 from engines.qdq import integer_weights
 from export.check import TARGETS
 from uad import cli
+from uad.exporting import post_training
+from uad.exporting.float_layers import Agreement, Comparison, FloatLayers
 
+A_HALF = Agreement(0.5)
 BAD = "/student/layer1/conv2/Conv"
 RUNTIME = ["--runtime", "onnxruntime"]
 
@@ -56,11 +60,46 @@ def test_auto_leaves_the_bad_layer_in_float(
     assert info.calibration is not None and info.calibration["agreement"]["spearman"] >= 0.8
     assert f"{len(info.float_layers)} of 12 layers left in float: " in said
     assert all(name in said for name in info.float_layers)
-    assert f"{info.calibration['agreement']['spearman']:.4f} (plain int8: 0." in said
+    assert f"{info.calibration['agreement']['spearman']:.4f} (plain int8: " in said
     assert "on 26 good images not used to calibrate" in said
     assert cli.main(["check", out, "--target", "jetson-xavier-nx"]) == 0
     test = ["test", out, "--reference", str(model), "--data.root", str(root), *RUNTIME]
     assert cli.main(test) == 0
+
+
+def test_auto_judges_the_graph_that_it_writes(
+    model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers are chosen with biases corrected and the read-out fitted again, and the figure is that of the file."""
+    judged: list[tuple[list[onnx.NodeProto], dict[str, np.ndarray], float]] = []
+    plain = Comparison.agreement
+
+    def agreement(self: Comparison, graph: onnx.ModelProto, info: ModelInfo) -> Agreement:
+        found = plain(self, graph, info)
+        judged.append((list(graph.graph.node), constants(graph), found.spearman))
+        return found
+
+    monkeypatch.setattr(Comparison, "agreement", agreement)
+    written = load_model(export(model, root, tmp_path / "a.onnx", "auto", "--min-agreement", 0.8, "--target", "cpu"))
+    nodes, values = list(written.graph.node), constants(written)
+    alike = [
+        spearman
+        for graph, constant, spearman in judged
+        if graph == nodes and all(np.array_equal(values[name], constant[name]) for name in values)
+    ]
+    assert len(alike) == 2 and alike[0] == alike[1]  # as it was chosen, and as it was written
+    assert any(name.endswith("corrected_bias") for name in values)
+    info = read_info(tmp_path / "a.onnx")
+    assert info.calibration is not None and info.calibration["agreement"]["spearman"] == alike[0]
+
+
+@pytest.mark.filterwarnings("always::engines.errors.UadWarning")
+def test_an_agreement_that_the_file_misses_is_said(
+    model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(post_training, "choose_float_layers", lambda *given: FloatLayers([], 12, A_HALF, A_HALF, 26, 0))
+    export(model, root, tmp_path / "a.onnx", "auto", "--min-agreement", 0.8)
+    assert "uad: warning: the agreement of 0.8 that was asked for is missed" in capsys.readouterr().err
 
 
 def test_auto_with_a_loose_drop_is_int8(model: Path, root: Path, tmp_path: Path) -> None:

@@ -159,10 +159,11 @@ def test_the_bad_layer_is_left_in_float(root: Path) -> None:
     plain = comparison.agreement(*with_ranges(model, tiny_info(), amax, place(model))[:2])
     assert plain.spearman < only_bad.spearman
     least = (plain.spearman + only_bad.spearman) / 2  # between the two
-    choice = choose_float_layers(model, tiny_info(), amax, order, comparison, least)
+    as_written = lambda names: with_ranges(model, tiny_info(), amax, place(model, names))[:2]  # noqa: E731
+    choice = choose_float_layers(as_written, order, comparison, least)
     assert choice.names == [BAD]
     assert choice.agreement == only_bad and choice.int8 == plain
-    loose = choose_float_layers(model, tiny_info(), amax, order, comparison, -1.0)
+    loose = choose_float_layers(as_written, order, comparison, -1.0)
     assert loose.names == [] and loose.agreement == loose.int8
 
 
@@ -180,6 +181,7 @@ def test_every_layer_in_float_is_the_fp32_model(root: Path) -> None:
     model = tiny(seed=6)  # quantized, it never judges as the first does
     amax = ranges(model, reading.load_images(good, (16, 16)))
     layers = place(model).layers
-    choice = choose_float_layers(model, tiny_info(), amax, layers, comparison, 0.998)
+    as_written = lambda names: with_ranges(model, tiny_info(), amax, place(model, names))[:2]  # noqa: E731
+    choice = choose_float_layers(as_written, layers, comparison, 0.998)
     assert choice.names == layers
     assert choice.agreement == Agreement(1.0) and choice.int8.spearman < 0.9

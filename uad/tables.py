@@ -31,6 +31,8 @@ def _cell(text: str) -> str:
 def accuracy_table(report: Dict[str, Any]) -> str:
     """A row for each class, one for the worst figures among them, and one for the mean, from a report of `uad test`.
 
+    Classes that the model does not know come last, and count in neither.
+
     Beside a reference there are two columns of flipped decisions: had the model kept the reference's thresholds, and at
     its own.
     """
@@ -44,6 +46,8 @@ def accuracy_table(report: Dict[str, Any]) -> str:
     if len(classes) > 1:
         rows.append(["worst class", "", "", *_accuracy(_worst(list(classes.values())))])
     rows.append(["mean", "", "", *_accuracy(report)])
+    for name, figures in report["unknown_classes"].items():
+        rows.append([f"{name}, not known", str(figures["n_good"]), str(figures["n_bad"]), *_accuracy(figures)])
     return markdown(header, rows)
 
 

@@ -4,7 +4,7 @@ import importlib.util
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from engines.cpu import cpu_fields
 from engines.errors import RuntimeNotInstalled, UserError
@@ -60,9 +60,12 @@ def report(options: ReportOptions) -> Path:
 
     check_output(options.out, "--out")
     options.reading.begin()
-    root = options.root or _root_of(options.models[0])
-    samples = labelled_samples(root, options.classes)
+    root, classes = options.root, options.classes
+    if root is None:
+        root, of_run = _images_of(options.models[0])
+        classes = classes or of_run
     paths = [path / CHECKPOINT if path.is_dir() else path for path in options.models]
+    samples = labelled_samples(root, classes)
     with progress("Judging", len(samples)) as step:
         models = judge(paths, samples, options.running.load, step)
     with progress("Measuring in turns", ROUNDS) as step:
@@ -74,8 +77,8 @@ def report(options: ReportOptions) -> Path:
     return options.out
 
 
-def _root_of(run: Path) -> Path:
-    """The folder of images that a run was trained on."""
+def _images_of(run: Path) -> Tuple[Path, Optional[List[str]]]:
+    """The folder of images that a run was trained on, and which classes of it; None: all."""
     import yaml
 
     config = run / CONFIG
@@ -85,7 +88,7 @@ def _root_of(run: Path) -> Path:
     root = Path(settings["data"]["root"])
     if not root.is_dir():
         raise UserError(f"{root}, on which {run} was trained, is not here: give --data.root")
-    return root
+    return root, settings["data"]["classes"]
 
 
 def _facts(versions: Dict[str, str]) -> Dict[str, str]:

@@ -78,10 +78,9 @@ def _chosen(options: ThresholdOptions) -> "Tuple[ModelInfo, List[Cost]]":
         chosen = dict(info.former_thresholds)
         common = chosen.pop("")
         return dataclasses.replace(info, thresholds=chosen, threshold=common, former_thresholds=None), []
-    scores = _scores(options)
-    unknown = [name for name in scores if name not in info.thresholds]
-    if unknown:
-        raise UserError(f"{options.model} does not know the class {unknown[0]}: it knows {', '.join(info.thresholds)}")
+    scores = {name: each for name, each in _scores(options).items() if name in info.thresholds}
+    if not scores:
+        raise UserError(f"{options.data.root} holds no class that {options.model} knows: {', '.join(info.thresholds)}")
     missing = [name for name in info.thresholds if name not in scores]
     if options.common and missing:
         raise UserError(f"--common sets the threshold of {missing[0]} too, of which there is no image: give some")

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -83,6 +83,9 @@ def evaluate_beside(
     of its source pixels is; how many regions merge by that is counted. An image with a defect but no mask counts for
     image figures only; good images of a class with masks count as all good.
 
+    A class that a model does not know is judged by the threshold of an unknown class. It stands in no mean, but apart,
+    and a `UadWarning` tells.
+
     Of every model but the first the agreement with the first is told. Agreement over all classes is that of all images,
     but Spearman's correlation the mean over the classes; beside it stands the class of which it is lowest.
 
@@ -102,6 +105,11 @@ def evaluate_beside(
     first, size = engines[0], engines[0].info.size
     for engine in engines[1:]:
         _check_beside(first, engine)
+    for engine in engines:
+        unknown = sorted({sample.class_name for sample in samples} - set(engine.info.classes))
+        if unknown:
+            message = f"{engine.path} does not know {', '.join(unknown)}: judged as an unknown class, and in no mean"
+            warnings.warn(message, UadWarning, stacklevel=2)
     ordered = sorted(samples, key=lambda sample: sample.class_name)
     masked = sorted({sample.class_name for sample in samples if sample.masks})
     curves = [{name: PixelCurve() for name in masked} for _ in engines]
@@ -118,7 +126,10 @@ def evaluate_beside(
                 _count_pixels(of_classes.get(image.sample.class_name), image, prediction.anomaly_map[index])
         for _ in group:
             progress()
-    return [Evaluation(_report(*each), *each) for each in zip(scored, curves)]
+    return [
+        Evaluation(_report(images, of_classes, engine.info.classes), images, of_classes)
+        for engine, images, of_classes in zip(engines, scored, curves)
+    ]
 
 
 def _check_beside(first: Engine, engine: Engine) -> None:
@@ -161,22 +172,24 @@ def _count_pixels(curve: Optional[PixelCurve], image: LabelledImage, anomaly_map
         curve.update(enlarge(anomaly_map, size), np.zeros(size, bool) if image.mask is None else image.mask)
 
 
-def _report(images: Sequence[ScoredImage], curves: Dict[str, PixelCurve]) -> Dict[str, Any]:
-    """The figures of each class, and of all."""
+def _report(images: Sequence[ScoredImage], curves: Dict[str, PixelCurve], known: Collection[str]) -> Dict[str, Any]:
+    """The figures of each class, those that the model does not know apart, and of all that it knows."""
     names = sorted({image.sample.class_name for image in images})
-    classes = {
+    of_each = {
         name: _figures([image for image in images if image.sample.class_name == name], curves.get(name))
         for name in names
     }
+    classes = {name: figures for name, figures in of_each.items() if name in known}
     report: Dict[str, Any] = {key: _mean([figures[key] for figures in classes.values()]) for key in FIGURES}
     report["classes"] = classes
-    if images and images[0].reference_score is not None:
-        report["agreement"] = _agreement(images)
+    report["unknown_classes"] = {name: figures for name, figures in of_each.items() if name not in known}
+    if classes and images[0].reference_score is not None:
+        report["agreement"] = _agreement([image for image in images if image.sample.class_name in known])
         # Over all images, a score's offset between classes would pass for agreement.
         correlations = {name: figures["agreement"]["spearman"] for name, figures in classes.items()}
         report["agreement"]["spearman"] = _mean(list(correlations.values()))
-        known = {name: value for name, value in correlations.items() if value is not None}
-        report["agreement"]["lowest"] = min(known, key=known.__getitem__) if known else None
+        defined = {name: value for name, value in correlations.items() if value is not None}
+        report["agreement"]["lowest"] = min(defined, key=defined.__getitem__) if defined else None
     return report
 
 

@@ -49,15 +49,16 @@ def render(models: Sequence[Judged], facts: Dict[str, str]) -> str:
 
 
 def _counts(model: Judged) -> Dict[str, int]:
-    """How many images there are, and how many are called what they are not."""
-    images = model.evaluation.images
+    """How many images of known classes there are, and how many are called what they are not."""
+    images = [image for image in model.evaluation.images if image.sample.class_name in model.info.classes]
     defects = [image.is_called for image in images if image.sample.is_defect]
     good = [image.is_called for image in images if not image.sample.is_defect]
     return {"defects": len(defects), "misses": defects.count(False), "good": len(good), "alarms": good.count(True)}
 
 
 def _accuracy(model: Judged) -> List[Dict[str, Any]]:
-    """A row for each class, and the mean."""
+    """A row for each class, the mean, and rows of classes that the model does not know."""
     report = model.evaluation.report
     rows = [{"name": name, **figures_} for name, figures_ in report["classes"].items()]
-    return [*rows, {"name": "mean", "n_good": "", "n_bad": "", **{k: v for k, v in report.items() if k != "classes"}}]
+    rows.append({"name": "mean", "n_good": "", "n_bad": "", **{k: v for k, v in report.items() if "classes" not in k}})
+    return rows + [{"name": f"{name}, not known", **figures_} for name, figures_ in report["unknown_classes"].items()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any, Callable
 
@@ -10,6 +12,7 @@ from graphs import save_tiny, with_readout
 from image_folders import bolts_and_nuts
 
 from uad import cli
+from uad.commands.report import _images_of
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -25,6 +28,23 @@ def test_a_page_compares_files_with_the_first(tmp_path: Path, capsys: pytest.Cap
     assert "<td>1.0000</td><td>0.0%</td>" in html  # Spearman of a file with its copy, and no decision flipped
     assert html.count("data:image/jpeg") == 4 and str(tmp_path) not in html  # false alarms; no path of this machine
     assert "two.onnx: how right, how fast, how big" in html and "Speed and size" in html
+
+
+def test_a_run_knows_its_classes(tmp_path: Path) -> None:
+    root, run = bolts_and_nuts(tmp_path / "images"), tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(f"data: {{root: '{root}', classes: [nut]}}")
+    assert _images_of(run) == (root, ["nut"])
+
+
+def test_a_class_that_the_model_does_not_know_is_in_no_sentence(tmp_path: Path) -> None:
+    root = bolts_and_nuts(tmp_path / "images", good=3, defects=2)
+    shutil.copytree(root / "nut", root / "gear")
+    model = save_tiny(tmp_path / "one.onnx", with_readout())
+    flags = ["--data.root", str(root), "--seconds", "0.1", "--runtime", "onnxruntime"]
+    assert cli.main(["report", str(model), *flags, "--out", str(tmp_path / "report.html")]) == 0
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "gear, not known" in html and re.search(r"\bof 4 defects", html) and "of 6 defects" not in html
 
 
 @pytest.mark.slow

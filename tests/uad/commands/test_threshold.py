@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from disks import files_of_at_most
 from graphs import build_tiny, save_tiny, tiny_info, with_readout
-from image_folders import bolts_and_nuts
+from image_folders import bolts_and_nuts, save
 
-from engines.errors import UserError
+from engines.errors import UadWarning, UserError
 from engines.model_file import read_info
 from uad import cli
 from uad.commands.choices import DataOptions
@@ -63,6 +65,24 @@ def test_a_class_without_images_keeps_its_threshold_and_that_is_said(
     assert changed.thresholds["nut"] != info.thresholds["nut"]
     assert (changed.thresholds["bolt"], changed.threshold) == (info.thresholds["bolt"], info.threshold)
     assert "no images of bolt: thresholds of these and of unknown classes stay" in capsys.readouterr().out
+
+
+def test_a_class_that_the_model_does_not_know_is_told_and_sets_no_threshold(
+    model: Path, root: Path, tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(root, mixed)
+    threshold(ThresholdOptions(model, DataOptions(mixed), target_recall=1.0, common=True))
+    before = read_info(model)
+    (mixed / "gear").mkdir()
+    shutil.copytree(mixed / "nut" / "test", mixed / "gear" / "test")
+    for path in (mixed / "gear" / "test").glob("*/*.png"):
+        save(np.zeros((16, 16, 3), np.uint8), path)
+    with pytest.warns(UadWarning, match="does not know gear"):
+        rows = threshold(ThresholdOptions(model, DataOptions(mixed), target_recall=1.0, common=True))
+    assert read_info(model) == before and "gear" not in {row.class_name for row in rows}
+    with pytest.raises(UserError, match="mixed holds no class that .* knows: bolt, nut"):
+        threshold(ThresholdOptions(model, DataOptions(mixed, classes=["gear"]), target_recall=1.0))
 
 
 def test_one_threshold_for_all_wants_images_of_all(model: Path, root: Path) -> None:

@@ -19,6 +19,7 @@ from uad.data import reading
 from uad.data.folder import Sample
 from uad.errors import DataError
 from uad.evaluation.evaluate import evaluate, write_scores
+from uad.tables import accuracy_table
 
 SIZE, GRID = 16, 4
 
@@ -137,6 +138,20 @@ def test_regions_that_merge_as_a_mask_shrinks_are_counted(tmp_path: Path) -> Non
     image = Sample(save(np.zeros((4 * SIZE, 4 * SIZE, 3), np.uint8), tmp_path / "large.png"), "nut", "spot", (path,))
     report = evaluate(Told([1.0]), [image, spot]).report["classes"]["nut"]
     assert report["n_merged_regions"] == 1 and report["n_masks"] == 1
+
+
+def test_a_class_that_the_model_does_not_know_stands_apart_and_in_no_mean(tmp_path: Path) -> None:
+    images = samples(tmp_path, "good", "good", "spot", "spot")
+    images += samples(tmp_path, "good", "spot", class_name="gear", first=4)
+    with pytest.warns(UadWarning, match="does not know gear: judged as an unknown class, and in no mean"):
+        report = evaluate(Told([0.1, 0.2, 0.4, 0.9, 0.7, 0.6]), images, Told([0.1, 0.2, 0.4, 0.9, 0.0, 5.0])).report
+    assert report["image_auroc"] == 1.0 and list(report["classes"]) == ["nut"]
+    assert report["unknown_classes"]["gear"]["image_auroc"] == 0.0
+    assert report["agreement"]["spearman"] == pytest.approx(1.0) and report["agreement"]["flipped"] == 0.0
+    table = accuracy_table(report).splitlines()
+    assert table[-2].startswith("| mean ") and table[-1].startswith("| gear, not known ")
+    (only,) = [evaluate(Told([0.0] * 6), images[4:]).report]
+    assert only["image_auroc"] is None and "agreement" not in only
 
 
 def test_a_reference_of_another_size_is_refused(tmp_path: Path) -> None:

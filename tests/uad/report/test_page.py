@@ -53,7 +53,7 @@ def judged(
     if reference:
         figures["agreement"] = {"spearman": 0.99, "flipped": 0.125}
     each = {name: {**figures, "n_good": len(GOOD), "n_bad": len(DEFECTS)} for name in classes}
-    evaluation = Evaluation({**figures, "classes": each}, images, {classes[0]: curve})
+    evaluation = Evaluation({**figures, "classes": each, "unknown_classes": {}}, images, {classes[0]: curve})
     mistake = [Mistake(images[4], PIXEL)]
     timing = {"latency_ms": dict.fromkeys(("p50", "p90", "p99"), 5.0), "ram_mb": 100.0, "ram_peak_mb": 110.0}
     timing.update(model=name, runtime="r", precision="fp32", images_per_second=200.0, ratio_to_first=1.0, file_mb=1.0)
@@ -115,7 +115,11 @@ def test_a_class_of_any_name_stands_in_every_figure(name: str) -> None:
 def test_a_model_without_defects_masks_or_timing_has_a_page() -> None:
     one = judged("a.onnx", ("nut",))
     good = [image for image in one.evaluation.images if not image.sample.is_defect]
-    report = {**dict.fromkeys(("image_auroc", "pixel_auroc", "aupro", "image_f1")), "classes": {}}
+    report = {
+        **dict.fromkeys(("image_auroc", "pixel_auroc", "aupro", "image_f1")),
+        "classes": {},
+        "unknown_classes": {},
+    }
     report["classes"]["nut"] = {**report, "n_good": 4, "n_bad": 0}
     bare = dataclasses.replace(one, evaluation=Evaluation(report, good, {}), misses=[], timing=None)
     html = render([bare], FACTS)

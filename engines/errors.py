@@ -13,6 +13,11 @@ import warnings
 from typing import Any, Iterator
 
 
+def printable(text: str) -> str:
+    r"""Text that cannot move the cursor of a terminal, nor colour it; a file may have any name. A line break is \n."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 class UadWarning(UserWarning):
     """What a user should know of a result that is given all the same, in one line."""
 
@@ -25,7 +30,7 @@ def warnings_as_lines() -> Iterator[None]:
 
         def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
             if issubclass(category, UadWarning):
-                print(f"uad: warning: {message}", file=sys.stderr)
+                print(f"uad: warning: {printable(str(message))}", file=sys.stderr)
             else:
                 before(message, category, *place, **more)
 

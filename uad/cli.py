@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Dict, Optional, Sequence
 
-from engines.errors import UserError, warnings_as_lines
+from engines.errors import UserError, printable, warnings_as_lines
 
 # name -> what it does, in a line. `uad.commands.NAME.main(arguments)` does it, prints what was found, and
 # may return an exit code.
@@ -45,7 +45,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         with warnings_as_lines():
             return _run(name, given[1:])
     except UserError as error:
-        print(f"uad: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"uad: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("uad: stopped", file=sys.stderr)

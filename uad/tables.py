@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
+from engines.errors import printable
+
 if TYPE_CHECKING:
     from export.explain import LayerReport
     from uad.evaluation.strictness import Cost, Rate
@@ -23,9 +25,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends its cell, nor is HTML, nor moves the cursor of a terminal; a folder may have any name."""
-    shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-    return shown.replace("|", "\\|").replace("<", "&lt;")
+    """Text that neither ends its cell, nor is HTML, nor moves the cursor of a terminal."""
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def accuracy_table(report: Dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
 
 from engines import read_info
-from engines.errors import UserError
+from engines.errors import UserError, printable
 from uad.command_line import parse
 from uad.commands.choices import Overlays, Reading, Running
 from uad.options import about, check_fields, part, positional
@@ -243,9 +243,9 @@ def main(arguments: Sequence[str]) -> int:
     slowest = max(decisions, key=lambda decision: decision.seconds)
     _print_counts(Counter(decision.decision for decision in decisions), options.out / TABLE)
     print(f"{len(decisions) / seconds:.1f} a second, loading included")
-    print(f"the slowest took {slowest.seconds:.2f} s: {slowest.image}")
+    print(f"the slowest took {slowest.seconds:.2f} s: {printable(slowest.image)}")
     for decision in unreadable[:5]:
-        print(f"  {decision.error}")
+        print(f"  {printable(decision.error)}")
     return 1 if unreadable else 0
 
 
@@ -277,7 +277,7 @@ def _watch(options: PredictOptions) -> int:
 
     def judged(decision: "Decision") -> None:
         if decision.decision == DEFECT or decision.error:
-            print(f"{decision.decision}: {decision.error or decision.image}", flush=True)
+            print(f"{decision.decision}: {printable(decision.error or decision.image)}", flush=True)
 
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}

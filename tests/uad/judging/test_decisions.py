@@ -20,6 +20,7 @@ from PIL import Image
 
 import engines
 from engines.errors import UadWarning, UserError
+from uad import cli
 from uad.commands.choices import Running
 from uad.commands.predict import PredictOptions, predict
 from uad.judging import decisions, overlays
@@ -174,6 +175,23 @@ def test_an_image_of_any_name_is_judged_and_written(name: bytes, model: Path, tm
     (row,) = read_predictions(tmp_path / "out" / "predictions.jsonl")
     assert row.image == str(photograph) and Path(row.overlay).is_file()
     assert os.fsencode(photograph) in (tmp_path / "out" / "predictions.csv").read_bytes()
+
+
+@pytest.mark.filterwarnings("always::engines.errors.UadWarning")
+def test_a_name_moves_no_cursor(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2J\nb"
+    folder = tmp_path / "in"
+    save(noise(0), folder / f"{name}.png")
+    (folder / f"{name}.png.jpg").write_bytes(b"no image")
+    (folder / f"{name}.raw").write_bytes(b"passed over")
+    arguments = ["predict", str(model), str(folder), "--runtime", "onnxruntime"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert cli.main([*arguments, "--strict", "--out", str(tmp_path / "other")]) == 2
+    said = capsys.readouterr()
+    shown = r"a\x1b[2J\nb"
+    assert f"{shown}.png.jpg (not an image)" in said.out and f"{shown}.png" in said.out
+    assert f"{shown}.raw" in said.err and "uad: error: " in said.err
+    assert "\x1b[2J" not in said.out + said.err
 
 
 def test_an_overlay_that_cannot_be_written_is_a_line_and_the_rest_goes_on(

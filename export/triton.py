@@ -8,15 +8,18 @@ server.
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from engines.errors import UadWarning
 from engines.files import make_folder, replacing, write_text
 from engines.metadata import ModelInfo
 from engines.plan_file import SUFFIX, PlanInfo
 from export.errors import ExportError
 
 BACKENDS = {"onnxruntime": "KIND_CPU", "openvino": "KIND_CPU", "tensorrt": "KIND_GPU"}  # and what they run on
+CONFIG = "config.pbtxt"
 MOST_AT_ONCE = 8  # images of one run of an .onnx file, which takes any number
 DELAY_US = 2000  # that a request waits for others, to be run with them, microseconds
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # of a model: it becomes a part of URLs
@@ -49,15 +52,15 @@ def write_repository(
     version = make_folder(folder / name / "1", flag="--triton")
     with replacing(version / f"model{model.suffix}") as temporary:
         shutil.copyfile(str(model), str(temporary))
-    write_text(folder / name / "config.pbtxt", configuration(name, info, plan, backend))
+    write_text(folder / name / CONFIG, configuration(name, info, plan, backend))
     return folder / name
 
 
 def configuration(name: str, info: ModelInfo, plan: Optional[PlanInfo], backend: str) -> str:
     """The text of config.pbtxt.
 
-    The server adds requests up to batches where the file takes more than one number of images. Classes and thresholds
-    travel as parameters, so that a client needs no other file.
+    The server adds requests up to batches where the file takes more than one number of images. Classes, thresholds
+    and depths travel as parameters, so that a client needs no other file.
     """
     least, most = (1, MOST_AT_ONCE) if plan is None else (plan.batch["min"], plan.batch["max"])
     batches = least < most
@@ -72,11 +75,41 @@ def configuration(name: str, info: ModelInfo, plan: Optional[PlanInfo], backend:
     if batches:
         lines += [f"dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US} }}"]
     lines += [f"instance_group [ {{ count: 1 kind: {BACKENDS[backend]} }} ]"]
-    thresholds = {"thresholds": info.thresholds, "threshold": info.threshold}
-    parameters: Dict[str, Any] = {**thresholds, "precision": info.precision}
-    for key, value in parameters.items():
-        lines += [f"parameters {{ key: {_text(key)} value {{ string_value: {_text(json.dumps(value))} }} }}"]
+    lines += _parameters({**_thresholds(info), "depths": info.depths, "precision": info.precision})
     return "\n".join(lines) + "\n"
+
+
+def rewrite_thresholds(model: Path, info: ModelInfo) -> None:
+    """Put new thresholds into the config.pbtxt of a model file that lies in a repository; elsewhere do nothing.
+
+    A configuration that was written by hand is left as it is, with a `UadWarning`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    config = model.parent.parent / CONFIG
+    if not (model.parent.name.isdigit() and config.is_file()):
+        return
+    lines = config.read_text(encoding="utf-8").splitlines()
+    for line in _parameters(_thresholds(info)):
+        key = line[: line.index(" value ")]
+        places = [index for index, old in enumerate(lines) if old.startswith(key + " value ")]
+        if len(places) != 1:
+            warnings.warn(f"{config} keeps its thresholds: it is not as --triton wrote it", UadWarning, stacklevel=2)
+            return
+        lines[places[0]] = line
+    write_text(config, "\n".join(lines) + "\n")
+
+
+def _thresholds(info: ModelInfo) -> Dict[str, Any]:
+    return {"thresholds": info.thresholds, "threshold": info.threshold}
+
+
+def _parameters(values: Dict[str, Any]) -> List[str]:
+    return [
+        f"parameters {{ key: {_text(key)} value {{ string_value: {_text(json.dumps(value))} }} }}"
+        for key, value in values.items()
+    ]
 
 
 def _tensor(kind: str, name: str, dtype: str, dims: List[int]) -> List[str]:

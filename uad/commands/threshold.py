@@ -113,11 +113,13 @@ def _scores(options: ThresholdOptions) -> "Dict[str, Scores]":
 def _rewrite(path: Path, info: "ModelInfo") -> None:
     from engines.model_file import load_model, save_model
     from engines.plan_file import read_description, save_description
+    from export.triton import rewrite_thresholds
 
     if path.suffix == SUFFIX:
         save_description(info, read_description(path)[1], path)
     else:
         save_model(load_model(path), info, path)
+    rewrite_thresholds(path, info)
 
 
 def main(arguments: Sequence[str]) -> None:

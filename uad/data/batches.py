@@ -1,7 +1,7 @@
 """Batches of good images, as every model gets them."""
 
 import dataclasses
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,20 @@ class GoodImages:
     def on(self, device: torch.device) -> "GoodImages":
         """The same, whose batches come to another device."""
         return dataclasses.replace(self, device=device)
+
+    def at(self, places: Sequence[int]) -> "GoodImages":
+        """Those at some places."""
+        return dataclasses.replace(self, image=self.image[list(places)], label=self.label[list(places)])
+
+    def halves(self) -> Tuple[List[int], List[int]]:
+        """The places of two halves of each class, the second as large or larger. Of one image both have it."""
+        first: List[int] = []
+        second: List[int] = []
+        for each in range(len(self.classes)):
+            places = torch.nonzero(self.label == each).flatten().tolist()
+            first += places[1::2] or places
+            second += places[::2]
+        return first, second
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of at most `BATCH` images."""

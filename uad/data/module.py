@@ -195,11 +195,11 @@ class AnomalyData(LightningDataModule):
         """The classes, by name; the folders are looked at once."""
         return list(find_classes(self.root, self.classes))
 
-    @property
-    def held_out_digests(self) -> Dict[str, List[str]]:
-        """Class -> digests of its held-out images, as `ModelInfo` holds them."""
+    def held_out_digests(self, places: Optional[Sequence[int]] = None) -> Dict[str, List[str]]:
+        """Class -> digests of its held-out images, as `ModelInfo` holds them; of those at some places, or of all."""
         digests: Dict[str, List[str]] = {name: [] for name in self.class_names}
-        for sample in self.held_out_samples:
+        for place in range(len(self.held_out_samples)) if places is None else places:
+            sample = self.held_out_samples[place]
             digests[sample.class_name].append(self.digests[sample])
         return digests
 

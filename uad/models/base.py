@@ -73,6 +73,11 @@ class Model(LightningModule, abc.ABC):
     def prepare(self, good: GoodImages) -> None:
         """Before training: fit what must be known of training images to learn. Batches are on the model's device."""
 
+    @property
+    def fits_readout_to_held_out(self) -> bool:
+        """Whether `fit_readout` looks at the held-out images. Then half of them are kept for the thresholds alone."""
+        return False
+
     @abc.abstractmethod
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
         """After training: fit what the head must know of good images to judge. Batches are on the model's device.

@@ -38,6 +38,11 @@ class PatchModel(Model):
         described = ([network.teacher(network.normalize(batch.image))] for batch in good)
         fit_standardization([network.head.standardize], described)
 
+    @property
+    def fits_readout_to_held_out(self) -> bool:
+        """The paper's scale is fitted to images that were not trained on."""
+        return not self.network.head.is_regional
+
     @torch.no_grad()
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
         """The regional read-out is fitted to training images, the paper's scale to held-out ones."""

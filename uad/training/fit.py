@@ -186,9 +186,13 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
     model.eval()
     device = model.device
     held_out = data.held_out_good("Choosing thresholds").on(device)
+    of_readout = of_thresholds = list(range(len(held_out.label)))
+    if model.fits_readout_to_held_out:
+        of_readout, of_thresholds = held_out.halves()
     training = data.some_for_training(model.images_of_each_class, "Fitting the read-out").on(device)
     with whole_float32():
-        model.fit_readout(training, held_out)
+        model.fit_readout(training, held_out.at(of_readout))
+        held_out = held_out.at(of_thresholds)
         with torch.inference_mode():
             scores = np.concatenate([model.network(batch.image)[0].cpu().numpy() for batch in held_out])
     names = [held_out.classes[label] for label in held_out.label]
@@ -199,7 +203,7 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
         thresholds=thresholds_at(scores, names, false_positive_rate),
         threshold=threshold_at(scores, false_positive_rate),
         false_positive_rate=false_positive_rate,
-        held_out=data.held_out_digests,
+        held_out=data.held_out_digests(of_thresholds),
         depths=data.depths,
         height=height,
         width=width,

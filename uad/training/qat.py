@@ -151,12 +151,21 @@ class QuantizationAware(Model):
         _, anomaly_map = self.network(batch.image)
         return F.mse_loss(_root(anomaly_map), _root(expected))
 
+    @property
+    def fits_readout_to_held_out(self) -> bool:
+        """As the model that was trained in float."""
+        return self._as_in_float().fits_readout_to_held_out
+
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
         """As the model that was trained in float would, but to the quantized network."""
+        self._as_in_float().fit_readout(training, held_out)
+
+    def _as_in_float(self) -> Model:
+        """The model that was trained in float, with the quantized network."""
         model = model_class(self.start.model).from_config(self.config)
         model.take_size(*self.start.size)
         model.network = self.network
-        model.fit_readout(training, held_out)
+        return model
 
     def configure_optimizers(self) -> Any:
         """What the float model trained."""

@@ -14,6 +14,7 @@ from engines.errors import UadWarning
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+from uad.data.batches import GoodImages  # noqa: E402
 from uad.data.module import AnomalyData  # noqa: E402
 from uad.data.synthetic import draw_dataset  # noqa: E402
 
@@ -55,6 +56,13 @@ def test_held_out_images_are_as_they_are(data: Any) -> None:
     assert torch.equal(torch.cat([batch.image for batch in batches]), data.held_out_images)
 
 
+def test_the_halves_of_each_class_share_an_image_only_where_there_is_one() -> None:
+    good = GoodImages(torch.arange(6)[:, None], torch.tensor([0, 1, 0, 1, 0, 2]), ["a", "b", "c"])
+    first, second = good.halves()
+    assert (first, second) == ([2, 3, 5], [0, 4, 1, 5])
+    assert good.at(second).image.flatten().tolist() == second and good.at(first).label.tolist() == [0, 1, 2]
+
+
 def test_copies_on_two_sides_are_told_with_their_number(tmp_path: Path) -> None:
     make_class(tmp_path, "nut", train=12)
     good, tests = tmp_path / "nut" / "train" / "good", tmp_path / "nut" / "test"
@@ -80,4 +88,4 @@ def test_the_held_out_images_are_told_by_their_content(tmp_path: Path) -> None:
     make_class(tmp_path, "nut", train=24)
     data = AnomalyData(tmp_path, image_size=64)
     data.check()
-    assert data.held_out_digests == {"nut": held_out_digests("nut", 24, 0.1, 0)}
+    assert data.held_out_digests() == {"nut": held_out_digests("nut", 24, 0.1, 0)}

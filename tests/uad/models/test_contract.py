@@ -249,6 +249,36 @@ def test_a_model_from_a_checkpoint_opens_no_file(made: Made) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("readout", ["regional", "paper"])
+def test_no_image_sets_both_the_read_out_and_a_threshold(
+    name: str, readout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in CLASSES:
+        make_class(tmp_path / "images", each, train=10, masks=False)
+    data = AnomalyData(tmp_path / "images", image_size=SIZE, held_out=0.4)
+    data.setup("fit")
+    model = small(name, readout=readout)
+    model.take_size(*SIZE)
+    model.prepare(data.some_for_training(4, ""))
+    looked_at: list[torch.Tensor] = []
+    plain = GoodImages.__iter__
+
+    def noted(good: GoodImages) -> Any:
+        looked_at.append(good.image)
+        return plain(good)
+
+    monkeypatch.setattr(GoodImages, "__iter__", noted)
+    finish(model, data, 0.05, tmp_path)
+    *of_readout, of_thresholds = looked_at
+    both = [image for good in of_readout for image in good if (of_thresholds == image).flatten(1).all(dim=1).any()]
+    assert not both
+    held_out = load_checkpoint(tmp_path / "model.ckpt").info.held_out
+    assert sum(map(len, held_out.values())) == len(of_thresholds) >= 4
+    everything = data.held_out_digests()
+    assert all(set(digests) <= set(everything[each]) for each, digests in held_out.items())
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_the_read_out_of_the_paper_is_a_model_too(name: str, images: np.ndarray) -> None:
     model = small(name, readout="paper").eval()
     good = GoodImages(torch.from_numpy(images), torch.tensor([0, 1, 0, 1]), CLASSES)

@@ -322,6 +322,18 @@ def test_close_may_be_called_twice(runtime: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"], indirect=True)
+def test_a_graph_whose_input_was_renamed_is_one_line(runtime: str, tmp_path: Path) -> None:
+    model = tiny()
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = "photo" if name == "image" else name
+    model.graph.input[0].name = "photo"
+    path = save_tiny(tmp_path / "a.onnx", model)
+    with pytest.raises(ModelFileError, match="a.onnx.*(photo|image)"):
+        engines.load(path, runtime)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"], indirect=True)
 def test_graph_that_the_runtime_cannot_load_is_a_model_file_error(runtime: str, tmp_path: Path) -> None:
     model = tiny()
     model.opset_import.append(onnx.helper.make_opsetid("nobody.knows", 1))

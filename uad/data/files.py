@@ -15,6 +15,7 @@ from uad.errors import DataError
 
 RESULTS = ".uad-results"  # in a folder of overlays: what lies there was never a photograph
 HIDDEN = (".", "__macosx", "thumbs.db", "desktop.ini")  # beginnings of names, in lower case
+ANNOTATIONS = (".json", ".xml")  # polygons, which are not read
 # What lies beside images: annotations, notes, results.
 NOT_IMAGES = (".json", ".jsonl", ".txt", ".csv", ".xml", ".md", ".yaml", ".yml", ".ini", ".log", ".html", ".pdf", ".db")
 
@@ -43,6 +44,13 @@ def images_below(folder: Path) -> List[Path]:
     if unknown:
         warnings.warn(f"{count(unknown, 'file')} passed over, not images by name: {listing(unknown, 5)}", UadWarning, 2)
     return sorted(images)
+
+
+def annotations_below(folder: Path) -> List[Path]:
+    """Files as labelme, CVAT and COCO write them, of a folder that may be absent."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in _files_below(folder, set()) if path.suffix.lower() in ANNOTATIONS)
 
 
 def names_of_images(folder: Path) -> List[str]:

@@ -17,8 +17,8 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from engines.errors import UadWarning
-from uad.data.files import count, folders_in, has_images, images_below, listing
-from uad.data.masks import WANTED, MaskFolder
+from uad.data.files import annotations_below, count, folders_in, has_images, images_below, listing
+from uad.data.masks import WANTED, MaskFolder, masks_among
 from uad.errors import DataError
 
 GOOD = "good"
@@ -99,6 +99,9 @@ def test_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[Sa
     """
     samples: List[Sample] = []
     orphans: List[Path] = []
+    beside: List[Path] = []
+    of_good: List[Path] = []
+    unread: List[Path] = []
     for name, folder in find_classes(root, classes).items():
         tests, truth = (folder / part for part in ("test", "ground_truth"))
         kinds = folders_in(tests) if _is_class(folder) and tests.is_dir() else []
@@ -106,14 +109,43 @@ def test_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[Sa
         for kind in kinds:
             of_kind = masks.get(kind.name) or MaskFolder(truth / kind.name)
             kind_name = GOOD if kind.name.lower() in GOOD_NAMES else kind.name
-            samples += [Sample(path, name, kind_name, of_kind.of(path, kind)) for path in images_below(kind)]
+            images = images_below(kind)
+            beside += masks_among(images)
+            found = [Sample(path, name, kind_name, of_kind.of(path, kind)) for path in images]
+            if kind_name == GOOD:
+                of_good += [path for sample in found for path in sample.masks]
+                found = [dataclasses.replace(sample, masks=()) for sample in found]
+            samples += found
+        unread += [path for part in (tests, truth) for path in annotations_below(part)]
         orphans += [path for of_kind in masks.values() for path in of_kind.left]
     if orphans:
         raise DataError(
             f"{count(orphans, 'mask')} without an image: {listing(orphans)}: expected {WANTED}, where <name> is that "
             "of an image in the folder of the same kind below test"
         )
+    if beside:
+        raise DataError(
+            f"{count(beside, 'mask')} among the photographs, to be judged as such: {listing(beside, 5)}: move them to "
+            "CLASS/ground_truth/KIND"
+        )
+    _tell_of_masks(samples, of_good, unread)
     return samples
+
+
+def _tell_of_masks(samples: Sequence[Sample], of_good: Sequence[Path], unread: Sequence[Path]) -> None:
+    """Warn of masks that are not looked at, of annotations that are not read, and of defects without a mask."""
+    if of_good:
+        text = f"{count(of_good, 'mask')} of good images, not looked at: {listing(of_good, 3)}"
+        warnings.warn(text, UadWarning, stacklevel=3)
+    if unread:
+        text = f"{count(unread, 'annotation')} not read, only masks are: {listing(unread, 3)}: draw them as {WANTED}"
+        warnings.warn(text, UadWarning, stacklevel=3)
+    for name in sorted({sample.class_name for sample in samples}):
+        defects = [sample for sample in samples if sample.class_name == name and sample.is_defect]
+        bare = [sample.path for sample in defects if not sample.masks]
+        if 0 < len(bare) < len(defects):
+            text = f"{len(bare)} of {len(defects)} defects of {name} have no mask, and count in no pixel figure"
+            warnings.warn(f"{text}: {listing(bare, 3)}", UadWarning, stacklevel=3)
 
 
 def labelled_samples(root: Path, classes: Optional[Sequence[str]] = None) -> List[Sample]:

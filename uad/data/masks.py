@@ -12,6 +12,7 @@ from uad.data.files import count, images_below, listing
 
 ENDINGS = ("_mask", "", "_label")  # of a mask's name behind that of its image, the first that there is
 WANTED = "<name>_mask.png, <name>.png, <name>_label.png or <name>/*.png"
+JPEGS = (".jpg", ".jpeg", ".jfif")
 NOISE = 16  # an 8-bit value up to this is background where a mask reaches 128: a mask that was once a JPEG has some
 MOST = 0.5  # of an image: a mask that covers more may be inverted
 
@@ -51,6 +52,17 @@ class MaskFolder:
     def _take(self, paths: List[Path]) -> Tuple[Path, ...]:
         self._taken.update(dict.fromkeys(paths))
         return tuple(paths)
+
+
+def masks_among(images: Sequence[Path]) -> List[Path]:
+    """Which of some images are called as the mask of another one beside them, such as a_mask.png beside a.png."""
+    ending = ENDINGS[0]
+    stems = {image.with_suffix("") for image in images}
+    return [
+        image
+        for image in images
+        if image.stem.endswith(ending) and image.with_name(image.stem[: -len(ending)]) in stems
+    ]
 
 
 def read_masks(paths: Sequence[Path], image: Optional[Path] = None) -> np.ndarray:
@@ -130,7 +142,8 @@ def _is_defective(path: Path) -> np.ndarray:
     """(H, W) bool of one file.
 
     Grey and colour: what is not black. A palette in which nothing is black, as an annotator's on a white ground: what
-    is not its first colour. An image that is black throughout and has transparent parts: what is opaque.
+    is not its first colour. An image that is black throughout and has transparent parts: what is opaque. JPEG: what is
+    brighter than half of the brightest.
     """
     pixels = read_image(path, faint=True).max(axis=2)
     with decoded(path) as (image, turn):
@@ -140,4 +153,6 @@ def _is_defective(path: Path) -> np.ndarray:
         if "A" in bands and not pixels.any():
             alpha = turned(np.asarray(image.getchannel("A")), turn)
             return np.asarray(alpha > 127) if alpha.min() < alpha.max() else np.zeros(pixels.shape, bool)
+    if path.suffix.lower() in JPEGS:  # whose ringing makes regions of their own, above any noise that is small
+        return np.asarray(pixels > pixels.max() / 2)
     return np.asarray(pixels > (NOISE if pixels.max() >= 128 and not mode.startswith("I") else 0))

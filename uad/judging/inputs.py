@@ -4,6 +4,7 @@ A manifest is a table of photographs, CSV or Parquet, as data sets have them: it
 the folder of the manifest, and its column `class`, if there is one, a name or nothing.
 """
 
+import codecs
 import csv
 import glob
 import os
@@ -50,8 +51,12 @@ def _manifest(path: Path, classes: Sequence[str]) -> Iterator[Tuple[Path, Option
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
     number = 0
     for number, (image, name) in enumerate(rows, 1):
+        if not image and not name:
+            continue  # as spreadsheets leave at the end
         if not image:
             raise UserError(f"{path}, row {number} names no image")
+        if (path.parent / image).is_dir():
+            raise UserError(f"{path}, row {number}: {image} is a folder: name a photograph, or give the folder itself")
         if name and name not in classes:
             raise UserError(f"{path}, row {number}: unknown class '{name}': the model knows {', '.join(classes)}")
         photograph = path.parent / image
@@ -62,6 +67,9 @@ def _manifest(path: Path, classes: Sequence[str]) -> Iterator[Tuple[Path, Option
 
 def _csv_rows(path: Path) -> Iterator[Tuple[str, str]]:
     try:
+        with open(path, "rb") as head:
+            if head.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"{path} is UTF-16: save it as UTF-8")
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.DictReader(file)
             _check_columns(path, rows.fieldnames or [])
@@ -81,6 +89,10 @@ def _parquet_rows(path: Path) -> Iterator[Tuple[str, str]]:
         with parquet.ParquetFile(str(path)) as file:
             _check_columns(path, file.schema_arrow.names)
             columns = [name for name in ("image", "class") if name in file.schema_arrow.names]
+            for name in columns:
+                kind = file.schema_arrow.field(name).type
+                if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+                    raise UserError(f"{path}: its column {name} holds {str(kind)[:60]}, not text: a manifest has paths")
             for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():
                     yield str(row["image"] or ""), str(row.get("class") or "")

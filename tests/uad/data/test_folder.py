@@ -299,6 +299,36 @@ def test_a_mask_without_an_image_is_told_with_the_names_that_are_looked_for(tmp_
         folder.test_samples(tmp_path)
 
 
+def test_masks_among_the_photographs_are_refused(tmp_path: Path) -> None:
+    spots = make_class(tmp_path, "nut") / "test" / "spot"
+    save(noise(1), spots / "000_mask.png")
+    save(noise(2), spots / "alone_mask.png")  # of no photograph: a part may be called so
+    with pytest.raises(DataError, match="1 mask among the photographs.*spot.000_mask.png: move them to"):
+        folder.test_samples(tmp_path)
+
+
+def test_masks_of_good_images_are_told_and_not_looked_at(tmp_path: Path) -> None:
+    make_class(tmp_path, "nut")
+    save(np.full((16, 16), 255, np.uint8), tmp_path / "nut" / "ground_truth" / "good" / "000_mask.png")
+    with pytest.warns(UadWarning, match="1 mask of good images, not looked at: .*000_mask.png"):
+        found = folder.test_samples(tmp_path)
+    assert all(bool(sample.masks) == sample.is_defect for sample in found)
+
+
+def test_annotations_and_missing_masks_are_told(tmp_path: Path) -> None:
+    make_class(tmp_path, "nut")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folder.test_samples(tmp_path)
+    (tmp_path / "nut" / "test" / "spot" / "000.json").write_text("{}")
+    (tmp_path / "nut" / "ground_truth" / "spot" / "000_mask.png").unlink()
+    with pytest.warns(UadWarning) as told:
+        folder.test_samples(tmp_path)
+    first, second = (str(each.message) for each in told)
+    assert first.startswith("1 annotation not read, only masks are: ") and "000.json" in first
+    assert second.startswith("1 of 3 defects of nut have no mask, and count in no pixel figure: ")
+
+
 def test_doubtful_masks_are_told_with_their_share(tmp_path: Path) -> None:
     nut = make_class(tmp_path, "nut", good=0, defects=3)
     truth = nut / "ground_truth" / "spot"

@@ -60,6 +60,16 @@ def test_an_empty_mask_is_empty(mode: str, tmp_path: Path) -> None:
     assert not read_masks([tmp_path / "mask.png"]).any()
 
 
+@pytest.mark.parametrize("quality", [50, 60, 75, 90])
+def test_the_ringing_of_a_jpeg_makes_no_region(quality: int, tmp_path: Path) -> None:
+    drawn = np.zeros((64, 64), np.uint8)
+    drawn[20:30, 25:45] = 255
+    drawn[50:53, 10:12] = 255
+    Image.fromarray(drawn).save(tmp_path / "a.jpg", quality=quality)
+    found = read_masks([tmp_path / "a.jpg"])
+    assert regions(found) == 2 and abs(int(found.sum()) - int((drawn > 0).sum())) <= 8
+
+
 def test_masks_are_joined(tmp_path: Path) -> None:
     for name, rows in (("a", slice(0, 2)), ("b", slice(8, 9))):
         part = np.zeros((12, 16), np.uint8)

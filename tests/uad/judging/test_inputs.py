@@ -52,6 +52,29 @@ def test_a_manifest_names_photographs_seen_from_its_folder(name: str, tmp_path: 
     assert set(find_photographs([path], CLASSES, "nut").values()) == {"nut"}
 
 
+def test_a_row_that_names_a_folder_and_a_row_of_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    path = manifest(tmp_path / name, [{"image": "a.png", "class": "nut"}, {"image": "", "class": ""}])
+    assert find_photographs([path], CLASSES) == {tmp_path / "a.png": "nut"}
+    path = manifest(tmp_path / name, [{"image": "folder", "class": ""}])
+    with pytest.raises(UserError, match="row 1: folder is a folder: name a photograph"):
+        find_photographs([path], CLASSES)
+
+
+def test_a_table_of_another_kind_is_one_line(tmp_path: Path) -> None:
+    wide = tmp_path / "wide.csv"
+    wide.write_text("image\na.png\n", encoding="utf-16")
+    with pytest.raises(UserError, match="wide.csv is UTF-16: save it as UTF-8"):
+        find_photographs([wide], CLASSES)
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    rows = [{"image": {"bytes": b"content", "path": "a.png"}}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "hub.parquet")
+    with pytest.raises(UserError, match="its column image holds struct<.*, not text: a manifest has paths"):
+        find_photographs([tmp_path / "hub.parquet"], CLASSES)
+
+
 def test_a_manifest_and_files_are_judged_each_photograph_once(name: str, tmp_path: Path) -> None:
     image = save(noise(0), tmp_path / "a.png")
     save(noise(1), tmp_path / "b.png")

@@ -101,6 +101,7 @@ def test_live_channels_have_one_range() -> None:
     before, after = ranges(model, name), ranges(equalize(model, IMAGES), name)
     assert before.max() / before.min() > 10
     np.testing.assert_allclose(after, np.maximum(before, before.max() / MARGIN), rtol=1e-4)
+    assert 1.4 * np.median(after) < before.max()  # a defect that is as much brighter stays in the range of INT8
 
 
 def test_a_defect_goes_further_than_good_images_without_being_cut_off() -> None:

@@ -130,6 +130,20 @@ def test_no_deviation_is_below_the_noise_of_the_change(of_regions_alone: None) -
     assert readout.widen(statistics, good, noisy).std.min() > 0.14
 
 
+def test_noise_that_hides_in_the_deviation_counts_too(of_regions_alone: None) -> None:
+    good = seen(200)
+    first = good.label == 0
+    means = [level[first].mean(axis=0) for level in good.maps]
+    good = Seen([level[first] for level in good.maps], good.pooled[first], good.label[first])
+    mirrored = good._replace(maps=[2 * mean - level for mean, level in zip(means, good.maps)])  # deviates as before
+    statistics = readout.fit([seen(200)], CLASSES)
+    noise = [2 * float((level - mean).std()) for mean, level in zip(means, good.maps)]
+    corrected = readout.refit(statistics, good, mirrored)
+    for level, least in enumerate(noise):
+        assert statistics.std[0, level].max() < 0.9 * least
+        assert corrected.std[0, level].min() >= 0.99 * least
+
+
 def test_a_class_of_which_nothing_was_seen_is_widened_and_not_moved(of_regions_alone: None) -> None:
     statistics = readout.fit([seen(200)], CLASSES)
     good = seen(64, seed=3)

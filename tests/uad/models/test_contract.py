@@ -272,6 +272,7 @@ def test_no_image_sets_both_the_read_out_and_a_threshold(
     *of_readout, of_thresholds = looked_at
     both = [image for good in of_readout for image in good if (of_thresholds == image).flatten(1).all(dim=1).any()]
     assert not both
+    assert all((data.held_out_images == image).flatten(1).all(dim=1).any() for image in of_thresholds)
     held_out = load_checkpoint(tmp_path / "model.ckpt").info.held_out
     assert sum(map(len, held_out.values())) == len(of_thresholds) >= 4
     everything = data.held_out_digests()

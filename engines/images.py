@@ -119,6 +119,8 @@ def decoded(path: Union[str, Path]) -> "Iterator[Tuple[PIL.Image.Image, int]]":
             )
         _tell_of_frames(path, image)
         image.load()
+        if image.format in ("JPEG", "MPO") and not _has_end(Path(path).read_bytes()):
+            raise ImageFileError(f"{path} (cut short: a JPEG without its end marker, its last rows may be missing)")
         yield image, _orientation_of(image)
 
 
@@ -208,6 +210,18 @@ def _decoding(size: Tuple[int, int]) -> "contextlib.AbstractContextManager[objec
     if size[0] * size[1] > LARGE:
         return _one_large_image
     return contextlib.nullcontext()
+
+
+def _has_end(content: bytes) -> bool:
+    """Whether a JPEG has its end marker, FF D9, behind the head, in which a thumbnail has one of its own.
+
+    In compressed pixels FF is followed by 00, so it is no chance. Without it decoders fill what is missing with grey.
+    ITU-T T.81, annex B.
+    """
+    place = 2
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":  # up to the first scan
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return b"\xff\xd9" in content[place:]
 
 
 def _is_deep_colour(image: "PIL.Image.Image") -> bool:

@@ -538,6 +538,27 @@ def deep(suffix: str, path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("padding", [b"", b"\0" * 300])
+def test_a_jpeg_whose_end_is_zeros_is_refused(progressive: bool, padding: bytes, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+    thumbnail = io.BytesIO()
+    Image.fromarray(pixels[:8, :8]).save(thumbnail, "jpeg")
+    exif = Image.Exif()
+    exif[0x9286] = thumbnail.getvalue()  # a whole JPEG in the head, with an end of its own
+    path = saved(Image.fromarray(pixels), tmp_path / "a.jpg", exif=exif, progressive=progressive)
+    whole = path.read_bytes()
+    path.write_bytes(whole + padding)  # as cameras that write blocks of one size
+    assert read_image(path).shape == (64, 48, 3)
+    path.write_bytes(whole[: len(whole) * 2 // 3] + b"\0" * (len(whole) // 3) + padding)
+    if not progressive:
+        with Image.open(path) as file:
+            file.load()  # without a word
+    for read in (read_image, check_image, lambda path: read_resized(path, [(4, 4)])):
+        with pytest.raises(ImageFileError, match="cut short: a JPEG without its end marker|is truncated"):
+            read(path)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bits_a_colour_are_refused_for_pillow_would_make_them_dark(suffix: str, tmp_path: Path) -> None:
     path = deep(suffix, tmp_path / f"a{suffix}")

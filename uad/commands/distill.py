@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Sequence
 
+from engines.errors import UserError
 from engines.files import check_output
 from uad.command_line import parse
 from uad.commands.fit import require_training
@@ -23,6 +24,8 @@ class DistillOptions:
         """Raise UserError for what cannot be."""
         check_fields(self)
         check_output(self.out, "--out")
+        if self.out.exists():
+            raise UserError(f"--out {self.out} is there already: give another file, or remove it")
 
 
 def distill(options: DistillOptions) -> float:

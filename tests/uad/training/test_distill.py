@@ -151,6 +151,13 @@ def test_what_cannot_be_is_said(
     assert said in error_of(*given, *flags)
 
 
+def test_a_finished_teacher_is_not_replaced(images: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
+    (tmp_path / "teacher.pth").write_bytes(b"of 10,000 steps")
+    message = error_of("distill", "--images", images, "--out", tmp_path / "teacher.pth", *SMALL, "--steps", 1)
+    assert "teacher.pth is there already: give another file" in message
+    assert (tmp_path / "teacher.pth").read_bytes() == b"of 10,000 steps"
+
+
 def test_a_folder_without_images_is_said(tmp_path: Path, error_of: Callable[..., str]) -> None:
     (tmp_path / "empty").mkdir()
     assert "no image" in error_of("distill", "--images", tmp_path / "empty", "--out", tmp_path / "teacher.pth")

@@ -13,6 +13,7 @@ from engines import read_info
 from engines.errors import UserError, printable
 from uad.command_line import parse
 from uad.commands.choices import Overlays, Reading, Running
+from uad.data.files import composed
 from uad.options import about, check_fields, part, positional
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class PredictOptions:
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
         check_fields(self)
+        if self.class_name is not None:
+            self.class_name = composed(self.class_name)
         if bool(self.images) == (self.watch is not None):
             raise UserError("give photographs, or --watch FOLDER: one of them")
         if self.watch is None and self.move_to is not None:

@@ -5,6 +5,7 @@ name that counts is the link's, as where DVC or git-annex keep the images in a s
 """
 
 import os
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import Iterator, List, Sequence, Set
@@ -72,6 +73,11 @@ def folders_in(folder: Path) -> List[Path]:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of that name is passed over."""
     return name.lower().startswith(HIDDEN)
+
+
+def composed(name: str) -> str:
+    """A name with each letter and its accent as one character (NFC): macOS writes two, other systems one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def count(items: Sequence[object], noun: str) -> str:

@@ -17,7 +17,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from engines.errors import UadWarning
-from uad.data.files import annotations_below, count, folders_in, has_images, images_below, listing
+from uad.data.files import annotations_below, composed, count, folders_in, has_images, images_below, listing
 from uad.data.masks import WANTED, MaskFolder, masks_among
 from uad.errors import DataError
 
@@ -56,10 +56,10 @@ def find_classes(root: Path, classes: Optional[Sequence[str]] = None) -> Dict[st
         raise DataError(f"{root}: no such folder: give the one that holds the classes")
     _refuse_a_part_of_a_class(root)
     inside = folders_in(root)
-    classes_there = {folder.name: folder for folder in inside if _is_class(folder)}
-    plain = {folder.name: folder for folder in inside if folder.name not in classes_there}
+    classes_there = {composed(folder.name): folder for folder in inside if _is_class(folder)}
+    plain = {composed(folder.name): folder for folder in inside if folder not in classes_there.values()}
     if _is_class(root) or (not classes_there and has_images(root, deep=False)):
-        classes_there = {root.resolve().name: root}
+        classes_there = {composed(root.resolve().name): root}
     else:
         plain = {name: folder for name, folder in plain.items() if has_images(folder)}
         if classes_there and plain:
@@ -68,7 +68,8 @@ def find_classes(root: Path, classes: Optional[Sequence[str]] = None) -> Dict[st
         classes_there = dict(sorted({**classes_there, **plain}.items()))
     if not classes_there:
         raise DataError(f"{root} holds no images: expected {root}/CLASS/train/good/*.png, or images")
-    unknown = sorted(set(classes or ()) - set(classes_there))
+    classes = [composed(name) for name in classes or ()]
+    unknown = sorted(set(classes) - set(classes_there))
     if unknown:
         raise DataError(f"{root} has no class {', '.join(unknown)}: it has {', '.join(classes_there)}")
     return {name: classes_there[name] for name in classes_there if not classes or name in classes}

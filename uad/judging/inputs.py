@@ -13,7 +13,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from engines.errors import RuntimeNotInstalled, UserError
 from engines.images import SUFFIXES
-from uad.data.files import images_below
+from uad.data.files import composed, images_below
 
 MANIFESTS = (".csv", ".parquet")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -57,10 +57,11 @@ def _manifest(path: Path, classes: Sequence[str]) -> Iterator[Tuple[Path, Option
             raise UserError(f"{path}, row {number} names no image")
         if (path.parent / image).is_dir():
             raise UserError(f"{path}, row {number}: {image} is a folder: name a photograph, or give the folder itself")
-        if name and name not in classes:
+        known = known_class(name, classes)
+        if name and known is None:
             raise UserError(f"{path}, row {number}: unknown class '{name}': the model knows {', '.join(classes)}")
         photograph = path.parent / image
-        yield photograph, name or class_of(photograph, photograph, classes)
+        yield photograph, known or class_of(photograph, photograph, classes)
     if number == 0:
         raise UserError(f"{path} has no rows: a manifest names a photograph in each")
 
@@ -150,4 +151,10 @@ def class_of(path: Path, source: Path, classes: Sequence[str]) -> Optional[str]:
     folder = source if source.is_dir() else source.parent
     given = Path(os.path.abspath(folder)).parts[-3:]
     below = path.parent.relative_to(folder).parts
-    return next((name for name in reversed([*given, *below]) if name in classes), None)
+    found = (known_class(name, classes) for name in reversed([*given, *below]))
+    return next((name for name in found if name is not None), None)
+
+
+def known_class(name: str, classes: Sequence[str]) -> Optional[str]:
+    """The class of that name, however its accents are written; None if there is none."""
+    return next((each for each in classes if composed(each) == composed(name)), None)

@@ -299,6 +299,11 @@ def test_a_mask_without_an_image_is_told_with_the_names_that_are_looked_for(tmp_
         folder.test_samples(tmp_path)
 
 
+def test_a_class_has_one_name_however_its_accents_are_written(tmp_path: Path) -> None:
+    make_class(tmp_path, "Mu\u0308tze")
+    assert list(folder.find_classes(tmp_path)) == list(folder.find_classes(tmp_path, ["Mu\u0308tze"])) == ["Mütze"]
+
+
 def test_masks_among_the_photographs_are_refused(tmp_path: Path) -> None:
     spots = make_class(tmp_path, "nut") / "test" / "spot"
     save(noise(1), spots / "000_mask.png")

@@ -15,7 +15,7 @@ from image_folders import noise, save
 from engines.errors import UserError
 from uad.commands.choices import Running
 from uad.commands.predict import PredictOptions, predict
-from uad.judging.inputs import find_photographs
+from uad.judging.inputs import class_of, find_photographs
 
 CLASSES = ["bolt", "nut"]
 
@@ -50,6 +50,19 @@ def test_a_manifest_names_photographs_seen_from_its_folder(name: str, tmp_path: 
     expected = {tmp_path / "a.png": "nut", tmp_path / "bolt/b.png": "bolt", tmp_path / "c.png": "bolt"}
     assert find_photographs([path], CLASSES) == expected
     assert set(find_photographs([path], CLASSES, "nut").values()) == {"nut"}
+
+
+def test_a_class_is_known_however_its_accents_are_written(tmp_path: Path) -> None:
+    one, two = "Mütze", "Mu\u0308tze"  # composed, and as macOS writes it
+    for known, written in ((one, two), (two, one)):
+        path = manifest(tmp_path / "m.csv", [{"image": "a.png", "class": written}])
+        assert find_photographs([path], [known]) == {tmp_path / "a.png": known}
+        photograph = save(noise(0), tmp_path / written / "b.png")
+        assert class_of(photograph, tmp_path, [known]) == known
+    model = save_tiny(tmp_path / "a.onnx", classes=[one], thresholds={one: 1.0}, held_out={})
+    running = Running(runtime="onnxruntime")
+    options = PredictOptions(model, [photograph], tmp_path / "out", class_name=two, overlays="none", running=running)
+    assert [each.class_name for each in predict(options)] == [one]
 
 
 def test_a_row_that_names_a_folder_and_a_row_of_nothing(name: str, tmp_path: Path) -> None:

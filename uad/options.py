@@ -92,21 +92,24 @@ def options_of(kind: Any, place: Tuple[str, ...] = (), prefix: str = "") -> Iter
 
 
 def check_fields(options: Any) -> None:
-    """Check what a dataclass says of its own fields: choices, and paths that are given as text.
+    """Check what a dataclass says of its own fields: choices, what is missing, and paths that are given as text.
 
     `~` in a path is the home folder, which a shell leaves to us in --flag=~/images and in a YAML file.
 
     Raises:
-        UserError: a value is none of the choices of its field.
+        UserError: a value is none of the choices of its field, or None where there must be one.
     """
     for option in options_of(type(options)):
         if len(option.place) > 1:  # of a dataclass inside, which checks its own
             continue
         name, value = option.place[0], getattr(options, option.place[0])
+        if value is None and type(None) not in option.kinds:
+            raise UserError(f"--{option.name} is missing")
         if option.choices and value is not None and value not in option.choices:
             raise UserError(f"--{option.name} {value}: choose one of {', '.join(option.choices)}")
         if Path in option.kinds and isinstance(value, (str, Path)):
-            setattr(options, name, Path(os.path.expanduser(value)))
+            path = Path(os.path.expanduser(value))
+            setattr(options, name, [path] if option.is_list else path)
         elif Path in option.kinds and isinstance(value, list):
             setattr(options, name, [Path(os.path.expanduser(one)) for one in value])
 

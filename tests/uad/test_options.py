@@ -53,6 +53,9 @@ def test_a_flag_beats_the_file_and_the_file_the_default(tmp_path: Path) -> None:
 def test_text_becomes_paths_in_python() -> None:
     options = Options(["a.png"], Inner("x"), "o")  # type: ignore[list-item,arg-type]
     assert options.files == [Path("a.png")] and options.out_file == Path("o")
+    assert Options("~/a.png", Inner("x"), "o").files == [Path.home() / "a.png"]  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--out is missing"):
+        Options(["a.png"], Inner("x"), None)  # type: ignore[arg-type,list-item]
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,9 @@ def main(arguments: Sequence[str]) -> int:
     unreadable = [decision for decision in decisions if decision.error]
     slowest = max(decisions, key=lambda decision: decision.seconds)
     _print_counts(Counter(decision.decision for decision in decisions), options.out / TABLE)
+    unknown = sum(not decision.class_name for decision in decisions)
+    if unknown:
+        print(f"{unknown} of no known class, by their folders: judged by the threshold of an unknown class")
     print(f"{len(decisions) / seconds:.1f} a second, loading included")
     print(f"the slowest took {slowest.seconds:.2f} s: {printable(slowest.image)}")
     for decision in unreadable[:5]:

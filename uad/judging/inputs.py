@@ -57,6 +57,10 @@ def _manifest(path: Path, classes: Sequence[str]) -> Iterator[Tuple[Path, Option
             raise UserError(f"{path}, row {number} names no image")
         if (path.parent / image).is_dir():
             raise UserError(f"{path}, row {number}: {image} is a folder: name a photograph, or give the folder itself")
+        if "\\" in image and os.sep == "/" and not (path.parent / image).exists():
+            raise UserError(
+                f"{path}, row {number}: {image} is a path of Windows: write it with /, as this system sees it"
+            )
         known = known_class(name, classes)
         if name and known is None:
             raise UserError(f"{path}, row {number}: unknown class '{name}': the model knows {', '.join(classes)}")

@@ -190,6 +190,7 @@ def test_a_name_moves_no_cursor(model: Path, tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr()
     shown = r"a\x1b[2J\nb"
     assert f"{shown}.png.jpg (not an image)" in said.out and f"{shown}.png" in said.out
+    assert "2 of no known class, by their folders: judged by the threshold of an unknown class" in said.out
     assert f"{shown}.raw" in said.err and "uad: error: " in said.err
     assert "\x1b[2J" not in said.out + said.err
 

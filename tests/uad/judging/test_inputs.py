@@ -65,6 +65,14 @@ def test_a_class_is_known_however_its_accents_are_written(tmp_path: Path) -> Non
     assert [each.class_name for each in predict(options)] == [one]
 
 
+def test_a_path_of_windows_is_told(name: str, tmp_path: Path) -> None:
+    path = manifest(tmp_path / name, [{"image": "parts\\a.png", "class": "nut"}])
+    with pytest.raises(UserError, match=r"row 1: parts\\a.png is a path of Windows: write it with /"):
+        find_photographs([path], CLASSES)
+    save(noise(0), tmp_path / "parts\\a.png")  # which a name may hold elsewhere
+    assert find_photographs([path], CLASSES) == {tmp_path / "parts\\a.png": "nut"}
+
+
 def test_a_row_that_names_a_folder_and_a_row_of_nothing(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     path = manifest(tmp_path / name, [{"image": "a.png", "class": "nut"}, {"image": "", "class": ""}])
@@ -121,7 +129,7 @@ def test_a_manifest_that_is_empty_or_no_table_is_refused(name: str, tmp_path: Pa
         find_photographs([tmp_path / name], CLASSES)
 
 
-NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=12)
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\"), min_size=1, max_size=12)
 
 
 @settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

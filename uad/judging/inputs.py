@@ -96,7 +96,7 @@ def _parquet_rows(path: Path) -> Iterator[Tuple[str, str]]:
             columns = [name for name in ("image", "class") if name in file.schema_arrow.names]
             for name in columns:
                 kind = file.schema_arrow.field(name).type
-                if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+                if pyarrow.types.is_nested(kind):
                     raise UserError(f"{path}: its column {name} holds {str(kind)[:60]}, not text: a manifest has paths")
             for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():

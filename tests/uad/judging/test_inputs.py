@@ -90,6 +90,9 @@ def test_a_table_of_another_kind_is_one_line(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from pyarrow import parquet
 
+    categories = pyarrow.table({"image": ["a.png"], "class": pyarrow.array(["nut"]).dictionary_encode()})
+    parquet.write_table(categories, tmp_path / "categories.parquet")
+    assert find_photographs([tmp_path / "categories.parquet"], CLASSES) == {tmp_path / "a.png": "nut"}
     rows = [{"image": {"bytes": b"content", "path": "a.png"}}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "hub.parquet")
     with pytest.raises(UserError, match="its column image holds struct<.*, not text: a manifest has paths"):

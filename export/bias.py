@@ -5,7 +5,7 @@ empirical form: both networks see the same images. The few weights of a depthwis
 so every output of its channel is off by the same amount, and every layer behind it sees that.
 """
 
-from typing import Callable, Collection, Dict, Iterable, List, Optional, Sequence, Set
+from typing import Callable, Dict, Iterable, List, Sequence, Set
 
 import numpy as np
 import onnx
@@ -22,7 +22,6 @@ def correct_biases(
     quantized: onnx.ModelProto,
     images: Sequence[np.ndarray],
     progress: Callable[[], object] = lambda: None,
-    layers: Optional[Collection[str]] = None,
 ) -> onnx.ModelProto:
     """Return a copy of a quantized graph in which the mean of every channel is that of the float graph.
 
@@ -34,24 +33,17 @@ def correct_biases(
         quantized: the same with Q/DQ.
         images: (H, W, 3) uint8 each.
         progress: called after each depth, of which `by_depth` tells the number.
-        layers: names of the convolutions that are corrected; None: all.
 
     Raises:
         CalibrationError: no image, or values that are not finite.
     """
-    groups = [
-        {name: tensor for name, tensor in group.items() if layers is None or name in layers}
-        for group in by_depth(model)
-    ]
-    groups = [group for group in groups if group]
-    outputs = {name: tensor for group in groups for name, tensor in group.items()}
-    if not outputs:
-        return quantized
-    expected = _channel_means(_up_to(model, outputs.values()), list(outputs.values()), images)
+    layers = by_depth(model)
+    outputs = {name: tensor for group in layers for name, tensor in group.items()}
+    expected = _channel_means(model, list(outputs.values()), images)
     corrected = copy_of(quantized)
     nodes = {node.name: node for node in corrected.graph.node}
     values = constants(quantized)
-    for group in groups:
+    for group in layers:
         means = _channel_means(_up_to(corrected, group.values()), list(group.values()), images)
         for name, tensor in group.items():
             bias = values[nodes[name].input[2]] - (means[tensor] - expected[tensor])

@@ -60,17 +60,6 @@ def test_biases_alone_are_changed() -> None:
         np.testing.assert_array_equal(new[name], old[name])
 
 
-def test_only_the_layers_that_are_named_are_corrected() -> None:
-    model = tiny()
-    rounded = quantized(model)
-    names = [name for group in by_depth(model)[1:2] for name in group]
-    corrected = constants(correct_biases(model, rounded, IMAGES, layers=names))
-    assert {name for name in corrected if name.endswith("corrected_bias")} == {
-        f"{name}/corrected_bias" for name in names
-    }
-    assert correct_biases(model, rounded, IMAGES, layers=["absent"]) is rounded
-
-
 def test_layers_of_one_depth_come_together_and_in_order() -> None:
     groups = by_depth(tiny("inverted"))
     assert set(groups[0]) == {"/teacher/stem/Conv", "/student/stem/Conv"}

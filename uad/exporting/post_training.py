@@ -83,7 +83,7 @@ def quantize(source: Source, is_auto: bool, calibration: Calibration, choice: Ch
     some = list(load_images(corrected, source.info.size))
     damage = None
     if is_auto or choice.explain is not None:
-        damage = _damage(source, calibrated, images, some, choice.runtime)
+        damage = _damage(source, calibrated, images, choice.runtime)
     layers = None
     if is_auto:
         assert damage is not None
@@ -185,26 +185,13 @@ def _ranges_of_tensorrt(
     return {name: amax[name] for name in names}
 
 
-def _damage(
-    source: Source,
-    calibrated: Calibrated,
-    images: CalibrationImages,
-    some: Sequence[np.ndarray],
-    runtime: Optional[str],
-) -> Damage:
-    """Judge each layer with its bias corrected and the read-out fitted again, as the file has it."""
-
-    def as_written(quantized: onnx.ModelProto, layer: str) -> onnx.ModelProto:
-        if some:
-            quantized = correct_biases(calibrated.model, quantized, some, layers=[layer])
-        return refit.readout(quantized)
-
+def _damage(source: Source, calibrated: Calibrated, images: CalibrationImages, runtime: Optional[str]) -> Damage:
     refit = Refit(source.model, images, FEWEST_IMAGES)  # each layer is fitted to: more images would take long
     pixels, classes, judged_on = images.to_judge_layers()
     layers = calibrated.placement.layers
     with progress("Judging layers", len(layers)) as step:
         decibels = sensitivity(
-            calibrated.model, source.info, calibrated.amax, layers, pixels, classes, runtime, step, as_written
+            calibrated.model, source.info, calibrated.amax, layers, pixels, classes, runtime, step, refit.readout
         )
     return Damage(decibels, judged_on)
 

@@ -200,7 +200,7 @@ def test_what_a_worker_raises_is_one_line(
 def test_a_cluster_without_room_is_said(two_workers: None, model: Path, tmp_path: Path) -> None:
     images = photographs(tmp_path / "images", 2)
     with pytest.raises(UserError, match="a worker takes 3 CPU, the Ray cluster has 2"):
-        archive(options(model, images, tmp_path / "out", threads=3))
+        archive(options(model, images, tmp_path / "out", running=Running("onnxruntime", threads=3)))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])

@@ -72,7 +72,8 @@ def paired_threshold(scores: ArrayLike, reference: ArrayLike, threshold: float) 
 
     Of all thresholds it takes those with the fewest decisions that flip, and the midpoint of the two scores between
     which they lie. Where the reference calls all the images good they have no upper end. Then it is the reference's
-    threshold times the median ratio of the scores, or just above the greatest score if that is more.
+    threshold times the median ratio of the scores, or just above the greatest score if that is more. Scores below a
+    hundredth of the threshold say nothing of a ratio.
 
     Args:
         scores: (n,) of the changed model, n >= 1, which count as float32.
@@ -88,8 +89,8 @@ def paired_threshold(scores: ArrayLike, reference: ArrayLike, threshold: float) 
     above = before > threshold
     ends = np.unique(values)
     flipped = np.array([np.sum((values > end) != above) for end in ends])
-    positive = before > 0
-    ratio = float(np.median(values[positive] / before[positive])) if positive.any() else 1.0
+    comparable = before > abs(threshold) / 100  # of a score near 0 a ratio says nothing
+    ratio = float(np.median(values[comparable] / before[comparable])) if comparable.any() else 1.0
     wanted = threshold * ratio
     best = [int(index) for index in np.flatnonzero(flipped == flipped.min())]
     index = min(best, key=lambda place: abs(float(ends[place]) - wanted))

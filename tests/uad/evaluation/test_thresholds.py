@@ -105,6 +105,7 @@ def test_a_changed_model_parts_the_images_as_before() -> None:
 def test_where_all_are_good_the_threshold_is_scaled_and_lies_above_all() -> None:
     reference = np.array([1.0, 2.0, 3.0], np.float32)
     assert paired_threshold(2 * reference, reference, 4.0) == 8.0
+    assert paired_threshold([1.0], [1e-38], 50.0) == 50.0  # of a score near 0 a ratio says nothing
     assert paired_threshold([2.0, 4.0, 9.0], reference, 4.0) == pytest.approx(9.0 * (1 + MARGIN), rel=1e-6)
 
 

@@ -221,7 +221,7 @@ def _has_end(content: bytes) -> bool:
     place = 2
     while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":  # up to the first scan
         place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return b"\xff\xd9" in content[place:]
+    return content.rfind(b"\xff\xd9", place) >= 0
 
 
 def _is_deep_colour(image: "PIL.Image.Image") -> bool:

@@ -50,21 +50,20 @@ def _manifest(path: Path, classes: Sequence[str]) -> Iterator[Tuple[Path, Option
     """The photographs of a manifest and their classes; a class column that says nothing leaves it to the folder."""
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
     number = 0
-    for number, (image, name) in enumerate(rows, 1):
-        if not image and not name:
-            continue  # as spreadsheets leave at the end
+    # Spreadsheets leave rows of nothing at the end.
+    for number, (image, name) in ((number, row) for number, row in enumerate(rows, 1) if any(row)):
         if not image:
             raise UserError(f"{path}, row {number} names no image")
-        if (path.parent / image).is_dir():
+        photograph = path.parent / image
+        if photograph.is_dir():
             raise UserError(f"{path}, row {number}: {image} is a folder: name a photograph, or give the folder itself")
-        if "\\" in image and os.sep == "/" and not (path.parent / image).exists():
+        if "\\" in image and os.sep == "/" and not photograph.exists():
             raise UserError(
                 f"{path}, row {number}: {image} is a path of Windows: write it with /, as this system sees it"
             )
         known = known_class(name, classes)
         if name and known is None:
             raise UserError(f"{path}, row {number}: unknown class '{name}': the model knows {', '.join(classes)}")
-        photograph = path.parent / image
         yield photograph, known or class_of(photograph, photograph, classes)
     if number == 0:
         raise UserError(f"{path} has no rows: a manifest names a photograph in each")

@@ -77,6 +77,9 @@ def test_a_row_that_names_a_folder_and_a_row_of_nothing(name: str, tmp_path: Pat
     (tmp_path / "folder").mkdir()
     path = manifest(tmp_path / name, [{"image": "a.png", "class": "nut"}, {"image": "", "class": ""}])
     assert find_photographs([path], CLASSES) == {tmp_path / "a.png": "nut"}
+    path = manifest(tmp_path / name, [{"image": "", "class": ""}])
+    with pytest.raises(UserError, match=f"{name} has no rows"):
+        find_photographs([path], CLASSES)
     path = manifest(tmp_path / name, [{"image": "folder", "class": ""}])
     with pytest.raises(UserError, match="row 1: folder is a folder: name a photograph"):
         find_photographs([path], CLASSES)

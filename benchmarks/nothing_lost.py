@@ -7,9 +7,11 @@ the command takes when it is left alone, over what earlier kills have left. Then
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -129,7 +131,7 @@ def arguments(name: str, work: Path, out: Path) -> "list[str]":
     if name == "test":
         files = ["--json", str(out / "figures.json"), "--scores", str(out / "scores.csv")]
         return ["test", str(work / "fp32.onnx"), "--data.root", str(work / "images"), *files]
-    return ["predict", str(work / "fp32.onnx"), str(work / "images"), "--out", str(out)]
+    return ["predict", str(work / "fp32.onnx"), str(work / "images"), "--out", str(out), "--overwrite"]
 
 
 def finish(command: "list[str]") -> None:
@@ -152,8 +154,10 @@ def killed(command: "list[str]", after: float) -> bool:
 
 
 def is_left_over(path: Path) -> bool:
-    """Whether a file is one that was not finished, and has no name yet."""
-    return path.name.startswith(".uad-") and path.name.endswith(".part")
+    """Whether a file is one that was not finished, and has no name yet, or is SQLite's own or a lock."""
+    return (
+        path.name.startswith(".uad-") and path.name.endswith((".part", "-lock")) or path.name.endswith(("-wal", "-shm"))
+    )
 
 
 def is_whole(path: Path) -> bool:
@@ -165,6 +169,11 @@ def is_whole(path: Path) -> bool:
             read_info(path)
         elif path.suffix == ".json":
             json.loads(path.read_text())
+        elif path.suffix == ".jsonl":
+            return all(map(json.loads, path.read_text().splitlines()))
+        elif path.suffix == ".sqlite":
+            with contextlib.closing(sqlite3.connect(str(path))) as rows:
+                return bool(rows.execute("PRAGMA integrity_check").fetchone() == ("ok",))
         elif path.suffix == ".csv":
             text = path.read_text()
             widths = {len(row) for row in csv.reader(text.splitlines())}

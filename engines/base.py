@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Type, Union
 
 import numpy as np
 
-from engines.errors import ModelFileError, UserError
+from engines.errors import ModelFileError, NotFiniteError, UserError
 from engines.metadata import ModelInfo
 from engines.model_file import read_info
 
@@ -75,7 +75,8 @@ class Engine(abc.ABC):
 
         Raises:
             UserError: it is closed.
-            ModelFileError: the model gives values that are not finite, or a map of another size than it says.
+            NotFiniteError: the model gives values that are not finite.
+            ModelFileError: it gives a map of another size than it says.
             ValueError: another shape or dtype.
         """
         if self.closed:
@@ -106,7 +107,7 @@ class Engine(abc.ABC):
         if not finite.all():
             first = int(np.argmin(finite))
             image = names[first] if names else f"image {first}"
-            raise ModelFileError(f"{self.path} gives {image} a score that is not finite: train or export it again")
+            raise NotFiniteError(f"{self.path} gives {image} a score that is not finite: train or export it again")
 
     def __enter__(self) -> "Engine":
         return self

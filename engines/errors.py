@@ -2,7 +2,9 @@
 
 UserError                   whatever the user can put right; the other packages derive from it too
 ├── ImageFileError          a file is not an image that can be read
+│   └── CutShortError       its end is missing
 ├── ModelFileError          a file is not a model of this project, or is damaged
+│   └── NotFiniteError      it gives an image a value that is not finite
 ├── RuntimeNotInstalled     a runtime was asked for that is not installed here
 └── OutputError             an output cannot be written
 """
@@ -46,8 +48,16 @@ class ImageFileError(UserError):
     """A file is not an image that can be read."""
 
 
+class CutShortError(ImageFileError):
+    """The end of an image file is missing."""
+
+
 class ModelFileError(UserError):
     """A file is not a model of this project, or is damaged."""
+
+
+class NotFiniteError(ModelFileError):
+    """A model gives an image a value that is not finite."""
 
 
 class RuntimeNotInstalled(UserError):

@@ -11,13 +11,19 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import stat
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Optional, Sequence, Union
+from typing import Any, Iterable, Iterator, Optional, Sequence, TextIO, Union
 
 from engines.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of a cell that a spreadsheet would compute
 
@@ -37,6 +43,52 @@ def make_folder(path: Union[str, Path], flag: Optional[str] = "--out") -> Path:
         cure = f": choose another with {flag}" if flag else ""
         raise OutputError(f"cannot write to the folder {folder} ({error.strerror or error}){cure}") from error
     return folder
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the only right to write to a folder, by a lock on its file `.uad-lock`, which a process loses when it ends.
+
+    On systems without flock there is no such lock.
+
+    Raises:
+        OutputError: another process has it.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = folder / ".uad-lock"
+    while True:
+        with _opened_lock(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                who = file.read().strip() or "another process"
+                raise OutputError(f"{who} writes to {folder}: end it first, or give another --out") from error
+            try:
+                is_in_place = os.path.samestat(os.fstat(file.fileno()), os.stat(str(path)))
+            except OSError:
+                is_in_place = False
+            if not is_in_place:  # whoever had it before removed it just now
+                continue
+            with contextlib.suppress(OSError):  # a full disk: the lock holds, only the name is missing
+                file.truncate(0)
+                file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+                file.flush()
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return
+
+
+def _opened_lock(path: Path) -> TextIO:
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path} ({error.strerror})") from error
 
 
 def check_output(path: Optional[Path], flag: str) -> None:

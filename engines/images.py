@@ -1,6 +1,8 @@
 """Image files to RGB uint8 arrays, the one way that training, calibration and every engine share."""
 
 import contextlib
+import dataclasses
+import io
 import threading
 import warnings
 from pathlib import Path
@@ -8,16 +10,30 @@ from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple, Uni
 
 import numpy as np
 
-from engines.errors import ImageFileError, UadWarning
+from engines.errors import CutShortError, ImageFileError, UadWarning
 
 if TYPE_CHECKING:
     import PIL.Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jp2", ".gif", ".pgm", ".ppm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jp2", ".gif", ".pgm", ".ppm")
 DEPTHS = (10, 12, 14, 16)  # of cameras that write 16-bit files
 MEGAPIXELS = 120.0  # of the largest image that is decoded, which takes about 1.1 GB; `limit_megapixels` raises it
 LARGE = 2**24  # pixels: of larger images only one is decoded at a time
 RESIZE_RULE = "bilinear with antialiasing (Pillow), aspect ratio not kept"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """An image file that was read into memory, and its path, which errors name."""
+
+    path: Path
+    content: bytes
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+ImageSource = Union[str, Path, Loaded]
 
 _allowed = MEGAPIXELS
 _one_large_image = threading.Lock()
@@ -32,7 +48,7 @@ def limit_megapixels(megapixels: float) -> None:
     _allowed = megapixels
 
 
-def read_image(path: Union[str, Path], faint: bool = False, depth: int = 16) -> np.ndarray:
+def read_image(path: ImageSource, faint: bool = False, depth: int = 16) -> np.ndarray:
     """Decode one image file.
 
     EXIF rotation is applied; grey and palette images become RGB; transparent pixels are laid over black. Grey values of
@@ -54,22 +70,31 @@ def read_image(path: Union[str, Path], faint: bool = False, depth: int = 16) -> 
         return turned(_pixels_of(image, path, faint, depth), turn)
 
 
-def read_resized(path: Union[str, Path], sizes: Sequence[Tuple[int, int]], depth: int = 16) -> List[np.ndarray]:
+def read_resized(
+    path: ImageSource, sizes: Sequence[Tuple[int, int]], depth: int = 16, accept_truncated: bool = False
+) -> List[np.ndarray]:
     """The same as `resize(read_image(path, depth=depth), size)` for each of some sizes, from one decoding.
 
     No copy of the whole image is made for most files, and of large images only one is in memory at a time.
 
+    Args:
+        path: the file.
+        sizes: (height, width) each.
+        depth: see `read_image`.
+        accept_truncated: whether a JPEG that was cut short is read, with grey where its pixels are missing.
+
     Raises:
+        CutShortError: a JPEG was cut short, and that is not accepted.
         ImageFileError: as `read_image`.
     """
-    with decoded(path) as (image, turn):
+    with decoded(path, accept_truncated) as (image, turn):
         if turn == 1 and image.mode in ("L", "RGB") and "transparency" not in image.info:
             return [_resized(image, size) for size in sizes]
         pixels = turned(_pixels_of(image, path, faint=False, depth=depth), turn)
         return [resize(pixels, size) for size in sizes]
 
 
-def size_of(path: Union[str, Path]) -> Tuple[int, int]:
+def size_of(path: ImageSource) -> Tuple[int, int]:
     """(H, W) of an image file, from its header.
 
     Raises:
@@ -79,7 +104,7 @@ def size_of(path: Union[str, Path]) -> Tuple[int, int]:
         return _size_of(image)
 
 
-def stored_size(path: Union[str, Path]) -> Tuple[int, int]:
+def stored_size(path: ImageSource) -> Tuple[int, int]:
     """(H, W) of the stored pixels of an image file, whichever way EXIF turns them.
 
     Raises:
@@ -105,11 +130,11 @@ def _stored_size(image: "PIL.Image.Image") -> Tuple[int, int]:
 
 
 @contextlib.contextmanager
-def decoded(path: Union[str, Path]) -> "Iterator[Tuple[PIL.Image.Image, int]]":
+def decoded(path: ImageSource, accept_truncated: bool = False) -> "Iterator[Tuple[PIL.Image.Image, int]]":
     """An image file, decoded by Pillow, and the orientation that is left to apply: it turns a TIFF itself.
 
     Raises:
-        ImageFileError: as `read_image`.
+        ImageFileError: as `read_resized`.
     """
     with _opened(path) as image, _decoding(image.size):
         if _is_deep_colour(image):
@@ -118,13 +143,13 @@ def decoded(path: Union[str, Path]) -> "Iterator[Tuple[PIL.Image.Image, int]]":
                 "16-bit grey values)"
             )
         _tell_of_frames(path, image)
+        if image.format in ("JPEG", "MPO"):
+            image = _with_end(path, image, accept_truncated)
         image.load()
-        if image.format in ("JPEG", "MPO") and not _has_end(Path(path).read_bytes()):
-            raise ImageFileError(f"{path} (cut short: a JPEG without its end marker, its last rows may be missing)")
         yield image, _orientation_of(image)
 
 
-def check_image(path: Union[str, Path], depth: int = 16) -> Tuple[int, int]:
+def check_image(path: ImageSource, depth: int = 16) -> Tuple[int, int]:
     """Decode one image file as `read_image` does, without keeping it: (H, W).
 
     Raises:
@@ -138,7 +163,7 @@ def check_image(path: Union[str, Path], depth: int = 16) -> Tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _opened(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
+def _opened(path: ImageSource) -> "Iterator[PIL.Image.Image]":
     """An image file of a size that is allowed, not decoded yet.
 
     Raises:
@@ -147,7 +172,7 @@ def _opened(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
     from PIL import UnidentifiedImageError
 
     try:
-        if Path(path).stat().st_size == 0:
+        if not (len(path.content) if isinstance(path, Loaded) else Path(path).stat().st_size):
             raise ImageFileError(f"{path} (empty file)")
         with _without_pillow_limit(), _pillow_image(path) as file:
             megapixels = file.size[0] * file.size[1] / 1e6
@@ -188,7 +213,7 @@ def _without_pillow_limit() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _pillow_image(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
+def _pillow_image(path: ImageSource) -> "Iterator[PIL.Image.Image]":
     """An image file as Pillow opens it.
 
     Pillow maps an uncompressed TIFF of grey values into memory by its size as it is shown, and scrambles one that EXIF
@@ -196,12 +221,13 @@ def _pillow_image(path: Union[str, Path]) -> "Iterator[PIL.Image.Image]":
     """
     from PIL import Image
 
-    with contextlib.closing(Image.open(path)) as image:  # Pillow's own context keeps the pixels
+    file = io.BytesIO(path.content) if isinstance(path, Loaded) else path
+    with contextlib.closing(Image.open(file)) as image:  # Pillow's own context keeps the pixels
         is_turned = image.format == "TIFF" and _orientation_of(image) >= 5
-        if not is_turned:
+        if isinstance(file, io.BytesIO) or not is_turned:
             yield image
             return
-    with open(path, "rb") as stream, contextlib.closing(Image.open(stream)) as image:
+    with open(file, "rb") as stream, contextlib.closing(Image.open(stream)) as image:
         yield image
 
 
@@ -210,6 +236,24 @@ def _decoding(size: Tuple[int, int]) -> "contextlib.AbstractContextManager[objec
     if size[0] * size[1] > LARGE:
         return _one_large_image
     return contextlib.nullcontext()
+
+
+def _with_end(path: ImageSource, image: "PIL.Image.Image", accept_truncated: bool) -> "PIL.Image.Image":
+    """A JPEG that is not decoded yet; where its end marker is missing, the same with one, if all its pixels are there.
+
+    What is behind the last pixel makes no difference to a decoder. So pixels are missing where two endings that differ
+    give two images. Of a progressive JPEG that says nothing: each of its scans holds something of every pixel.
+    """
+    from PIL import Image
+
+    content = path.content if isinstance(path, Loaded) else Path(path).read_bytes()
+    if _has_end(content):
+        return image
+    ended = [Image.open(io.BytesIO(content.rstrip(b"\0\xff") + more + b"\xff\xd9")) for more in (b"", b"\x55" * 64)]
+    is_whole = "progression" not in image.info and ended[0].tobytes() == ended[1].tobytes()
+    if not (is_whole or accept_truncated):
+        raise CutShortError(f"{path} (cut short: a JPEG without its end marker, its last rows may be missing)")
+    return ended[0]
 
 
 def _has_end(content: bytes) -> bool:
@@ -233,7 +277,7 @@ def _is_deep_colour(image: "PIL.Image.Image") -> bool:
     return False
 
 
-def _tell_of_frames(path: Union[str, Path], image: "PIL.Image.Image") -> None:
+def _tell_of_frames(path: ImageSource, image: "PIL.Image.Image") -> None:
     """Warn, once a folder, that of several frames or pages the first is judged. Smaller ones are thumbnails."""
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format in ("MPO", "TIFF"):
@@ -244,7 +288,7 @@ def _tell_of_frames(path: Union[str, Path], image: "PIL.Image.Image") -> None:
         image.seek(0)
         count = 1 + sum(each == size for each in sizes)
     if count > 1:
-        folder = Path(path).parent
+        folder = Path(str(path)).parent
         text = f"{folder}: there are files of {count} frames or pages, and only the first of each is judged"
         warnings.warn(text, UadWarning, stacklevel=2)
 
@@ -260,7 +304,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def orientation(path: Union[str, Path]) -> int:
+def orientation(path: ImageSource) -> int:
     """How EXIF wants an image file turned: 1 is not at all, 5 to 8 by a quarter.
 
     Raises:
@@ -289,7 +333,7 @@ def _resized(image: "PIL.Image.Image", size: Tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR).convert("RGB"))
 
 
-def grey_depth(path: Union[str, Path]) -> Optional[int]:
+def grey_depth(path: ImageSource) -> Optional[int]:
     """How many bits the values of a 16-bit file need: 10, 12, 14 or 16; None for a file of 8 bits.
 
     Raises:
@@ -303,7 +347,7 @@ def grey_depth(path: Union[str, Path]) -> Optional[int]:
     return next((depth for depth in DEPTHS if highest < 2**depth), DEPTHS[-1])
 
 
-def _pixels_of(image: "PIL.Image.Image", path: Union[str, Path], faint: bool, depth: int) -> np.ndarray:
+def _pixels_of(image: "PIL.Image.Image", path: ImageSource, faint: bool, depth: int) -> np.ndarray:
     """The stored pixels, (H, W, 3) uint8."""
     pixels = np.empty((image.size[1], image.size[0], 3), np.uint8)
     for top, band in _rgb_bands(image, path, faint, depth):
@@ -312,7 +356,7 @@ def _pixels_of(image: "PIL.Image.Image", path: Union[str, Path], faint: bool, de
 
 
 def _rgb_bands(
-    image: "PIL.Image.Image", path: Union[str, Path], faint: bool, depth: int
+    image: "PIL.Image.Image", path: ImageSource, faint: bool, depth: int
 ) -> "Iterator[Tuple[int, np.ndarray]]":
     """The stored pixels in bands, (h, W, 3) uint8: whole copies of a large image would take far more memory."""
     if image.mode == "F":
@@ -360,7 +404,7 @@ def _opaque(image: "PIL.Image.Image") -> "PIL.Image.Image":
     return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
 
 
-def _tell_of_depth(path: Union[str, Path], highest: int, depth: int) -> None:
+def _tell_of_depth(path: ImageSource, highest: int, depth: int) -> None:
     """Warn where the values of a 16-bit file are not of the depth that they are taken to have."""
     if highest >= 2**depth:
         text = f"{path} has values up to {highest}, but those of its class have {depth} bits: what is above is clipped"

@@ -32,7 +32,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run `uad` with the given or the process's arguments.
 
     Returns:
-        The exit code: 0, 1 where `uad check` found something, 2 for a mistake of the user, 130 after Ctrl-C.
+        The exit code: 0, 1 where `uad check` found something, 2 for a mistake of the user, 130 after Ctrl-C, 141 where
+        nobody reads what is printed.
     """
     # Blocks above 32 MB go back to the system when they are free; of smaller ones each thread keeps a large image's
     # worth. Pillow, 'Block allocator'; read when Pillow is imported.
@@ -43,7 +44,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     name = given[0] if given else "--help"
     try:
         with warnings_as_lines():
-            return _run(name, given[1:])
+            code = _run(name, given[1:])
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # whoever read what is printed has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         print(f"uad: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

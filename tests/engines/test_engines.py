@@ -18,9 +18,9 @@ import pytest
 from graphs import (
     FEATURES,
     SIZE,
-    Builder,
     build_tiny,
     node_of,
+    not_finite_for_grey,
     quantize,
     random_images,
     reference_outputs,
@@ -282,19 +282,7 @@ def test_infer_rejects(runtime: str, images: np.ndarray, tmp_path: Path) -> None
 
 @every_runtime
 def test_a_score_that_is_not_finite_names_the_image_and_the_model(runtime: str, tmp_path: Path) -> None:
-    # Every constant is finite: 1 / (brightness - 127) is not, for an image that is 127 everywhere.
-    b = Builder()
-    x = b.normalize()
-    mean = b.node("ReduceMean", ["/normalize/Transpose_output_0"], "head/mean", axes=[1, 2, 3], keepdims=1)
-    off = b.node("Sub", [mean, b.constant("head.grey", np.float32(127.0))], "head")
-    pixels = b.node(
-        "MaxPool",
-        [b.node("ReduceMean", [x], "head/map", axes=[1], keepdims=1)],
-        "head",
-        kernel_shape=[4, 4],
-        strides=[4, 4],
-    )
-    path = made_for(runtime, tmp_path, b.finish(b.node("Div", [pixels, off], "head")))
+    path = made_for(runtime, tmp_path, not_finite_for_grey())
     images = random_images(3)
     images[1] = 127
     with engines.load(path, runtime, batch=2) as engine:

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from disks import files_of_at_most
 
+from engines import files
 from engines.errors import OutputError
-from engines.files import check_output, make_folder, replacing, write_csv, write_json, write_text
+from engines.files import check_output, make_folder, only_writer, replacing, write_csv, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -219,3 +221,31 @@ def test_a_cell_that_a_spreadsheet_would_compute_is_text(beginning: str, tmp_pat
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[1:] == [[f"'{beginning}1+1.png", "-1.5"], ["a=1", "2.0"]]
+
+
+def test_one_writer_at_a_time_holds_a_folder(tmp_path: Path) -> None:
+    with only_writer(tmp_path), pytest.raises(OutputError, match=f"process {os.getpid()} of .* writes to {tmp_path}"):
+        only_writer(tmp_path).__enter__()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".uad-lock").write_text("of a process that was killed\n")
+    with only_writer(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".uad-lock").read_text()
+
+
+def test_a_lock_that_was_removed_meanwhile_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, path = files._opened_lock, tmp_path / ".uad-lock"
+    seen: list[Path] = []
+
+    def removed_once(path: Path) -> TextIO:
+        file = opened(path)
+        if not seen:
+            path.unlink()  # the process that held it ended between our opening and our locking
+        seen.append(path)
+        return file
+
+    monkeypatch.setattr(files, "_opened_lock", removed_once)
+    with only_writer(tmp_path):
+        assert len(seen) == 2 and path.exists()
+        monkeypatch.undo()
+        with pytest.raises(OutputError):
+            only_writer(tmp_path).__enter__()

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from engines import images
-from engines.errors import ImageFileError, UadWarning
+from engines.errors import CutShortError, ImageFileError, UadWarning
 from engines.images import (
     SUFFIXES,
     check_image,
@@ -557,6 +557,33 @@ def test_a_jpeg_whose_end_is_zeros_is_refused(progressive: bool, padding: bytes,
     for read in (read_image, check_image, lambda path: read_resized(path, [(4, 4)])):
         with pytest.raises(ImageFileError, match="cut short: a JPEG without its end marker|is truncated"):
             read(path)
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_jpeg_without_its_end_marker_whose_pixels_are_all_there_is_read(missing: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+    path = saved(Image.fromarray(pixels), tmp_path / "a.jpg")
+    expected = read_image(path)
+    path.write_bytes(path.read_bytes()[:-missing])
+    with Image.open(path) as file, pytest.raises(OSError, match="truncated"):
+        file.load()
+    assert_read(path, expected)
+    path.write_bytes(path.read_bytes() + b"\0" * 500)  # a writer that reserved more than it needed
+    assert_read(path, expected)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_pixels_is_read_only_where_that_is_accepted(progressive: bool, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+    path = saved(Image.fromarray(pixels), tmp_path / "a.jpg", progressive=progressive)
+    expected = read_image(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(CutShortError, match="cut short"):
+        read_resized(path, [(64, 48)])
+    (found,) = read_resized(path, [(64, 48)], accept_truncated=True)
+    if not progressive:
+        np.testing.assert_array_equal(found[:32], expected[:32])
+    assert (found[-8:] != expected[-8:]).any()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

@@ -158,8 +158,8 @@ def test_predict_takes_the_class_from_a_flag(tiny_run: Any, tmp_path: Path) -> N
 def test_predict_passes_over_its_own_overlays_and_names_an_image_once(tiny_run: Any, tmp_path: Path) -> None:
     save(noise(1), tmp_path / "photo.png")
     inputs = [str(tmp_path), str(tmp_path / "photo.png")]
-    for _ in range(2):
-        assert cli.main(["predict", str(tiny_run.onnx("fp32")), *inputs, "--out", str(tmp_path / "out")]) == 0
+    for more in ([], ["--overwrite"]):
+        assert cli.main(["predict", str(tiny_run.onnx("fp32")), *inputs, "--out", str(tmp_path / "out"), *more]) == 0
         assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 1
 
 
@@ -360,3 +360,12 @@ def test_the_command_line_offers_what_the_packages_have() -> None:
     assert set(Calibrator.__args__) == {*CALIBRATORS, "tensorrt-entropy"}
     assert set(choices.Target.__args__) == set(TARGETS)
     assert set(choices.Checked.__args__) == {*TARGETS, "jetson-xavier-nx-dla"}
+
+
+def test_a_reader_of_standard_output_that_has_gone_is_no_traceback() -> None:
+    command = [sys.executable, "-c", "import sys; from uad.cli import main; sys.exit(main(sys.argv[1:]))", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(30) == 141 and process.stderr.read() == b""
+    process.stderr.close()

@@ -68,9 +68,9 @@ def demo(options: DemoOptions) -> str:
         [images / name / "test" for name in DEMO],
         out / "predictions",
     )
-    print(f"\n$ uad predict {model} {' '.join(map(str, tests))} --out {predictions}", flush=True)
+    print(f"\n$ uad predict {model} {' '.join(map(str, tests))} --out {predictions} --overwrite", flush=True)
     sheet = out / "sheet.png"
-    shown = first_of_each(predict.predict(predict.PredictOptions(model, tests, predictions)))
+    shown = first_of_each(predict.predict(predict.PredictOptions(model, tests, predictions, overwrite=True)))
     contact_sheet([shown[name, is_good] for name in DEMO for is_good in (True, False)], sheet)
     return "\n".join(["", _table(out), EXPLANATION, f"Look at what it saw: {sheet}"])
 

@@ -33,7 +33,7 @@ PACKAGES = {
     "TensorRT plans on an NVIDIA GPU": (".[tensorrt]", ("tensorrt", "pycuda", "polygraphy")),
     "pictures of what INT8 does": (".[plots]", ("matplotlib",)),
     "pages of uad report": (".[report]", ("jinja2", "matplotlib")),
-    "watching a folder without looking at all of it": (".[watch]", ("watchdog",)),
+    "watching a folder without looking at all of it": (".[watch]", ("inotify_simple",)),
 }
 
 

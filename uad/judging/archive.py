@@ -1,8 +1,8 @@
 """An archive judged by many machines: Ray Data hands photographs to workers, each of which has an engine of its own.
 
 Photographs and the model lie at the same paths on every machine, and `uad` is installed on each. The rows come back to
-the process that asked, which keeps them (see `uad.judging.parts`). What a worker had when it died Ray gives to
-another, and its rows come once.
+the process that asked, which records them. What a worker had when it died Ray gives to another, and its rows come
+once.
 
 Ray Data: https://docs.ray.io/en/latest/data/batch_inference.html
 """
@@ -13,21 +13,22 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from engines import Engine, load, plan_file, runtime_for
+from engines import Engine, ModelInfo, load, plan_file, runtime_for
 from engines.errors import RuntimeNotInstalled, UserError, warnings_as_lines
 from engines.images import limit_megapixels
 from uad.judging.decisions import decide
-from uad.judging.parts import table_of
-from uad.judging.predictions import Decision, digest_of
+from uad.judging.ledger import digest_of_model
+from uad.judging.photographs import Photograph, Stamp
+from uad.judging.predictions import Decision, decision_of, json_line, not_judged
 
 if TYPE_CHECKING:
     import pyarrow
 
 BLOCK = 256  # photographs that a worker is given at a time
-FAILED = "failed"  # in the place of a decision: the worker cannot judge at all
 REACHED = 10.0  # seconds within which a cluster answers
+TRIES = 2  # of a block, and then of each photograph alone, whose worker dies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Work:
     overlays: Optional[str]
     only_defects: bool
     max_megapixels: float
+    accept_truncated: bool = False
 
 
 class Worker:
@@ -51,25 +53,36 @@ class Worker:
         self._engine: Optional[Engine] = None
 
     def __call__(self, photographs: "pyarrow.Table") -> "pyarrow.Table":
-        """A table of `image` (bytes of the path as it was given), `path` (bytes, absolute) and `class` to decisions.
+        """A table of `index`, `path` (bytes, absolute) and `class` to `index`, `line`, `stamp` and `digest`.
 
-        What goes wrong with the model is a row, too, `FAILED`: of an error Ray keeps no more than a part of its text.
+        What goes wrong with the model is a row of index -1: of an error Ray keeps no more than a part of its text.
         """
-        rows = photographs.to_pylist()
-        classes = {Path(os.fsdecode(row["path"])): row["class"] for row in rows}
-        overlays = None if self._work.overlays is None else Path(self._work.overlays)
+        import pyarrow
+
+        work, rows = self._work, photographs.to_pylist()
+        given = [Photograph(Path(os.fsdecode(row["path"])), row["class"]) for row in rows]
+        overlays = None if work.overlays is None else Path(work.overlays)
         try:
             self._engine = engine = self._engine or self._open()
             with warnings_as_lines():
-                decisions = list(decide(engine, classes, overlays, self._work.only_defects))
+                judged = list(decide(engine, given, overlays, work.only_defects, work.accept_truncated))
         except UserError as error:
-            return table_of([Decision("", "", None, 0.0, FAILED, error=str(error))])
-        given = (os.fsdecode(row["image"]) for row in rows)
-        return table_of([dataclasses.replace(decision, image=image) for decision, image in zip(decisions, given)])
+            return pyarrow.Table.from_pylist([{"index": -1, "line": str(error), "stamp": None, "digest": b""}])
+        return pyarrow.Table.from_pylist(
+            [
+                {
+                    "index": row["index"],
+                    "line": json_line(each),
+                    "stamp": seen.stamp and list(seen.stamp),
+                    "digest": seen.digest,
+                }
+                for row, (seen, each) in zip(rows, judged)
+            ]
+        )
 
     def _open(self) -> Engine:
         work = self._work
-        if digest_of(Path(work.model)) != work.digest:
+        if digest_of_model(Path(work.model)) != work.digest:
             raise UserError(f"{work.model} is another file on {socket.gethostname()}: copy the model there")
         limit_megapixels(work.max_megapixels)
         return load(work.model, runtime_for(work.model, work.runtime), threads=work.threads)
@@ -111,19 +124,37 @@ def cluster(address: str) -> Iterator[Any]:
 
 
 def judge_archive(
-    ray: Any, work: Work, photographs: Dict[Path, Optional[str]], judged: "Callable[[pyarrow.Table], object]"
-) -> None:
-    """Judge photographs on a Ray cluster; every row comes once, in no order.
+    ray: Any, work: Work, photographs: Sequence[Photograph], info: ModelInfo
+) -> Iterator[Tuple[Photograph, Decision]]:
+    """Judge photographs on a Ray cluster; each has one decision, in no order.
+
+    Photographs whose worker died `TRIES` times are given out alone; one whose worker dies again so often has a decision
+    that says so.
 
     Args:
         ray: the module, connected; see `cluster`.
         work: what each worker does. A plan takes a GPU for each, other models `threads` CPUs.
-        photographs: each with its class, if it is known.
-        judged: called with each pyarrow.Table of rows, whose columns are those of `Decision`.
+        photographs: to be judged.
+        info: the description of the model.
 
     Raises:
         UserError: the cluster has no room for a worker, or what a worker raised.
     """
+    left = dict(enumerate(photographs))
+    for block in (BLOCK, 1):
+        for index, line, stamp, digest in _rows(ray, work, left, block):
+            photograph = left.pop(index)
+            photograph.stamp, photograph.digest = Stamp(*stamp) if stamp else None, digest
+            yield photograph, dataclasses.replace(decision_of(line), image=str(photograph.path))
+    for photograph in left.values():
+        error = f"{photograph.path} (ended its worker {2 * TRIES} times: set aside)"
+        yield photograph, not_judged(photograph.path, photograph.class_name, info, error)
+
+
+def _rows(
+    ray: Any, work: Work, photographs: Dict[int, Photograph], size: int
+) -> Iterator[Tuple[int, str, Optional[List[int]], bytes]]:
+    """What workers say, in blocks of that size; nothing of blocks whose workers died."""
     import pyarrow
 
     if not photographs:
@@ -132,16 +163,20 @@ def judge_archive(
     blocks = [
         pyarrow.table(
             {
-                "image": [os.fsencode(path) for path, _ in part],
-                "path": [os.fsencode(os.path.abspath(path)) for path, _ in part],
-                "class": pyarrow.array([name for _, name in part], pyarrow.string()),
+                "index": [index for index, _ in part],
+                "path": [os.fsencode(os.path.abspath(each.path)) for _, each in part],
+                "class": pyarrow.array([each.class_name for _, each in part], pyarrow.string()),
             }
         )
-        for part in (items[start : start + BLOCK] for start in range(0, len(items), BLOCK))
+        for part in (items[start : start + size] for start in range(0, len(items), size))
     ]
     with _errors(ray):
         cpus, gpus = (0, 1) if Path(work.model).suffix == plan_file.SUFFIX else (work.threads, 0)
-        pool = ray.data.ActorPoolStrategy(size=min(_workers(ray, cpus, gpus), len(blocks)))
+        pool = ray.data.ActorPoolStrategy(
+            size=min(_workers(ray, cpus, gpus), len(blocks)),
+            # What waits in a worker that dies counts as tried, too: who is alone has nobody in front.
+            max_tasks_in_flight_per_actor=1 if size == 1 else None,
+        )
         # The blocks are there already: a step of Ray's in front would wait for ever for a CPU that a worker holds.
         tables = ray.data.from_arrow(blocks).map_batches(
             Worker,
@@ -151,12 +186,14 @@ def judge_archive(
             batch_format="pyarrow",
             num_cpus=cpus,
             num_gpus=gpus,
+            max_restarts=-1,
+            max_task_retries=TRIES - 1,
         )
         for table in tables.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for decision, error in zip(table["decision"].to_pylist(), table["error"].to_pylist()):
-                if decision == FAILED:
-                    raise UserError(error)
-            judged(table)
+            for row in table.to_pylist():
+                if row["index"] < 0:
+                    raise UserError(row["line"])
+                yield row["index"], row["line"], row["stamp"], row["digest"]
 
 
 def _workers(ray: Any, cpus: int, gpus: int) -> int:
@@ -174,6 +211,7 @@ def _errors(ray: Any) -> Iterator[None]:
     """What Ray raises, as a UserError; nothing of what it says along the way."""
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
+    errored, context.max_errored_blocks = context.max_errored_blocks, -1
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # the error itself is raised
@@ -183,4 +221,5 @@ def _errors(ray: Any) -> Iterator[None]:
         raise UserError(f"a worker of the Ray cluster failed: {error}") from error
     finally:
         context.enable_progress_bars = bars
+        context.max_errored_blocks = errored
         logger.setLevel(level)

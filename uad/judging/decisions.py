@@ -12,85 +12,133 @@ import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from engines import Engine
 from engines.cpu import cpu_count
-from engines.errors import ImageFileError, OutputError, UadWarning
+from engines.errors import CutShortError, ImageFileError, ModelFileError, NotFiniteError, OutputError, UadWarning
 from engines.images import read_resized, size_of
 from engines.metadata import is_defect
 from uad.evaluation.evaluate import enlarge
 from uad.judging.overlays import overlay, overlay_path, shown_size, write_picture
-from uad.judging.predictions import DEFECT, GOOD, UNREADABLE, Decision, Region
+from uad.judging.photographs import Photograph
+from uad.judging.predictions import DEFECT, GOOD, Decision, Region, not_judged
 
 AHEAD = 4  # photographs that threads may take while an earlier one takes long
 MOST_THREADS = 8
+CUT_SHORT = "cut short: its last rows may be grey"
+NOT_FINITE = 8  # photographs in a row whose scores are not finite: it is the model, and the work ends
 
 
 @dataclasses.dataclass
 class _Seen:
     """A photograph that was read, or why not."""
 
-    path: Path
-    class_name: Optional[str]
+    photograph: Photograph
     begun: float  # time.perf_counter
     small: Optional[np.ndarray] = None  # (height, width, 3) uint8, as the model takes it
     shown: Optional[np.ndarray] = None  # as it is drawn, where it may be
     size: Tuple[int, int] = (0, 0)  # height and width, pixels
     error: str = ""
+    note: str = ""
+    is_finite: bool = True  # what the model gives
     score: float = 0.0  # score by the model
     anomaly_map: Optional[np.ndarray] = None  # (h, w) float32
+    decision: Optional[Decision] = None
 
 
 def decide(
-    engine: Engine, images: Dict[Path, Optional[str]], overlays: Optional[Path], only_defects: bool = False
-) -> Iterator[Decision]:
-    """Judge photographs; a decision for each, in their order. One that cannot be read is a decision, too.
+    engine: Engine,
+    photographs: Iterable[Photograph],
+    overlays: Optional[Path],
+    only_defects: bool = False,
+    accept_truncated: bool = False,
+    in_hand: Optional[Dict[Path, float]] = None,
+) -> Iterator[Tuple[Photograph, Decision]]:
+    """Judge photographs; a decision for each, in their order. One that cannot be judged is a decision, too.
 
     Args:
         engine: the model.
-        images: image files of any size, each with its class, if it is known.
+        photographs: image files of any size; they are taken a few at a time.
         overlays: folder for overlays; None draws none.
         only_defects: whether only defects are drawn.
+        accept_truncated: whether a JPEG that was cut short is judged, with grey where its pixels are missing.
+        in_hand: filled with what is being judged, and since when (time.monotonic), for who looks on.
 
     Raises:
-        ModelFileError: the model gives values that are not finite.
+        ModelFileError: the model gives `NOT_FINITE` photographs in a row values that are not finite.
     """
+    held = {} if in_hand is None else in_hand
     free = threading.Semaphore(engine.lanes)
 
-    def judge(group: Sequence[Tuple[Path, Optional[str]]]) -> List[Decision]:
-        seen = [_see(engine, path, name, overlays is not None) for path, name in group]
-        readable = [each for each in seen if not each.error]
-        images = [each.small for each in readable if each.small is not None]
-        if images:
-            with free:
-                prediction = engine.infer(np.stack(images), [str(each.path) for each in readable])
-            for each, score, anomaly_map in zip(readable, prediction.score, prediction.anomaly_map):
-                each.score, each.anomaly_map = float(score), anomaly_map
-        return [_finish(engine, each, overlays, only_defects) for each in seen]
+    def judge(group: Sequence[Photograph]) -> List[_Seen]:
+        held.update(dict.fromkeys([each.path for each in group], time.monotonic()))
+        seen = [_see(engine, each, overlays is not None, accept_truncated) for each in group]
+        with free:
+            _infer(engine, [each for each in seen if not each.error])
+        for each in seen:
+            each.decision = _finish(engine, each, overlays, only_defects)
+            held.pop(each.photograph.path, None)
+        return seen
 
-    waiting = iter(images.items())
+    waiting, not_finite = iter(photographs), 0
     groups = iter(lambda: list(itertools.islice(waiting, engine.batch)), [])
-    pending: Deque[Future[List[Decision]]] = collections.deque()
+    pending: Deque[Future[List[_Seen]]] = collections.deque()
     count = max(engine.lanes + 1, min(cpu_count(), MOST_THREADS))
     with ThreadPoolExecutor(count) as threads:
-        for group in groups:
-            pending.append(threads.submit(judge, group))
-            while pending and (len(pending) > count + AHEAD or pending[0].done()):
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
+        while True:
+            group = next(groups, [])
+            if group:
+                pending.append(threads.submit(judge, group))
+            while pending and (not group or len(pending) > count + AHEAD or pending[0].done()):
+                for each in pending.popleft().result():
+                    assert each.decision is not None
+                    yield each.photograph, each.decision
+                    not_finite = not_finite + 1 if not each.is_finite else not_finite if each.error else 0
+                    if not_finite == NOT_FINITE:
+                        raise ModelFileError(
+                            f"{engine.path} gives {NOT_FINITE} photographs in a row scores that are not finite: "
+                            "train or export it again"
+                        )
+            if not group:
+                return
 
 
-def _see(engine: Engine, path: Path, class_name: Optional[str], is_drawn: bool) -> _Seen:
-    """Read a photograph once, and keep of it what is needed."""
-    seen = _Seen(path, class_name, time.perf_counter())
+def _infer(engine: Engine, seen: Sequence[_Seen]) -> None:
+    """Let the model judge what was read; where it gives values that are not finite, those photographs have an error."""
+    if not seen:
+        return
     try:
-        seen.size = size_of(path)
+        small = np.stack([each.small for each in seen])  # type: ignore[misc]
+        prediction = engine.infer(small, [str(each.photograph.path) for each in seen])
+    except NotFiniteError as error:
+        if len(seen) > 1:
+            for each in seen:
+                _infer(engine, [each])
+        else:
+            seen[0].is_finite, seen[0].error = False, str(error)
+    else:
+        for each, score, anomaly_map in zip(seen, prediction.score, prediction.anomaly_map):
+            each.score, each.anomaly_map = float(score), anomaly_map
+
+
+def _see(engine: Engine, photograph: Photograph, is_drawn: bool, accept_truncated: bool) -> _Seen:
+    """Read a photograph once, and keep of it what is needed."""
+    seen = _Seen(photograph, time.perf_counter())
+    try:
+        file = photograph.read()
+        seen.size = size_of(file)
         sizes = [engine.info.size, shown_size(seen.size)] if is_drawn else [engine.info.size]
-        seen.small, *shown = read_resized(path, sizes, engine.info.depth_of(class_name))
+        depth = engine.info.depth_of(photograph.class_name)
+        try:
+            seen.small, *shown = read_resized(file, sizes, depth)
+        except CutShortError:
+            if not accept_truncated:
+                raise
+            seen.small, *shown = read_resized(file, sizes, depth, accept_truncated)
+            seen.note = CUT_SHORT
         seen.shown = shown[0] if shown else None
     except ImageFileError as error:
         seen.error = str(error)
@@ -99,22 +147,22 @@ def _see(engine: Engine, path: Path, class_name: Optional[str], is_drawn: bool) 
 
 def _finish(engine: Engine, seen: _Seen, overlays: Optional[Path], only_defects: bool) -> Decision:
     """The decision on a photograph, its regions, and its overlay."""
-    name, threshold = seen.class_name or "", engine.info.threshold_of(seen.class_name)
+    name, path = seen.photograph.class_name, seen.photograph.path
     if seen.anomaly_map is None:
-        seconds = time.perf_counter() - seen.begun
-        return Decision(str(seen.path), name, None, threshold, UNREADABLE, error=seen.error, seconds=seconds)
+        return not_judged(path, name, engine.info, seen.error, time.perf_counter() - seen.begun)
+    threshold = engine.info.threshold_of(name)
     score, anomaly_map = seen.score, seen.anomaly_map
     decision = DEFECT if is_defect(score, threshold) else GOOD
     regions = regions_of(anomaly_map, threshold, engine.info.size, seen.size) if decision == DEFECT else ()
     seconds, drawn = time.perf_counter() - seen.begun, ""
     if overlays is not None and seen.shown is not None and (decision == DEFECT or not only_defects):
-        path = overlay_path(overlays, seen.path)
+        picture = overlay_path(overlays, seen.photograph)
         try:
-            write_picture(path, overlay(seen.shown, anomaly_map, threshold))
-            drawn = str(path)
+            write_picture(picture, overlay(seen.shown, anomaly_map, threshold))
+            drawn = str(picture)
         except OutputError as error:
-            warnings.warn(f"{seen.path} has no overlay: {error}", UadWarning, stacklevel=2)
-    return Decision(str(seen.path), name, score, threshold, decision, drawn, regions, seconds=seconds)
+            warnings.warn(f"{path} has no overlay: {error}", UadWarning, stacklevel=2)
+    return Decision(str(path), name or "", score, threshold, decision, drawn, regions, "", seconds, seen.note)
 
 
 def regions_of(

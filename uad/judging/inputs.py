@@ -6,10 +6,11 @@ the folder of the manifest, and its column `class`, if there is one, a name or n
 
 import codecs
 import csv
+import functools
 import glob
 import os
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from engines.errors import RuntimeNotInstalled, UserError
 from engines.images import SUFFIXES
@@ -42,8 +43,9 @@ def find_photographs(
     if files or not inputs:
         for path, source in find_images(files).items():
             photographs.setdefault(path, class_name or class_of(path, source, classes))
-    once = {os.path.abspath(path): path for path in reversed(list(photographs))}
-    return {path: photographs[path] for path in reversed(list(once.values()))}
+    if len(files) == len(inputs):  # then each comes once already
+        return photographs
+    return {path: photographs[path] for path in _once(photographs)}
 
 
 def _manifest(path: Path, classes: Sequence[str]) -> Iterator[Tuple[Path, Optional[str]]]:
@@ -57,16 +59,28 @@ def _manifest(path: Path, classes: Sequence[str]) -> Iterator[Tuple[Path, Option
         photograph = path.parent / image
         if photograph.is_dir():
             raise UserError(f"{path}, row {number}: {image} is a folder: name a photograph, or give the folder itself")
-        if "\\" in image and os.sep == "/" and not photograph.exists():
-            raise UserError(
-                f"{path}, row {number}: {image} is a path of Windows: write it with /, as this system sees it"
-            )
+        hint = "" if photograph.exists() else _hint(image, path.parent)
+        if hint:
+            raise UserError(f"{path}, row {number}: {image} {hint}")
         known = known_class(name, classes)
         if name and known is None:
             raise UserError(f"{path}, row {number}: unknown class '{name}': the model knows {', '.join(classes)}")
         yield photograph, known or class_of(photograph, photograph, classes)
     if number == 0:
         raise UserError(f"{path} has no rows: a manifest names a photograph in each")
+
+
+def _hint(image: str, folder: Path) -> str:
+    """Why a path of a manifest that leads nowhere was meant to lead somewhere; "" where that is not known."""
+    if "\\" in image and os.sep == "/":
+        return "is a path of Windows: write it with /, as this system sees it"
+    if image.startswith("~/"):
+        return "begins with ~, which only a shell knows: write the whole path"
+    if (folder / image.strip()).exists():
+        return "has a space at an end: remove it"
+    if Path(image).exists():
+        return f"is seen from the folder of the manifest, {folder}, and there is none: write the whole path"
+    return ""
 
 
 def _csv_rows(path: Path) -> Iterator[Tuple[str, str]]:
@@ -136,8 +150,17 @@ def find_images(inputs: Sequence[Path]) -> Dict[Path, Path]:
                 images.setdefault(path, path)
     if not images:
         raise UserError(f"no images in {', '.join(map(str, inputs))}: expected {' '.join(SUFFIXES)}")
-    once = {os.path.abspath(path): path for path in reversed(list(images))}
-    return {path: images[path] for path in reversed(list(once.values()))}
+    return {path: images[path] for path in _once(images)}
+
+
+def _once(paths: Iterable[Path]) -> List[Path]:
+    """The paths without those that are another spelling of one before."""
+    absolute = functools.lru_cache(maxsize=None)(os.path.abspath)
+    first: Dict[str, Path] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        first.setdefault(f"{absolute(folder)}/{name}", path)
+    return list(first.values())
 
 
 def class_of(path: Path, source: Path, classes: Sequence[str]) -> Optional[str]:

@@ -1,6 +1,5 @@
 """A photograph beside itself with its anomalies marked, for people."""
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -11,13 +10,14 @@ import numpy as np
 from engines.files import make_folder, replacing
 from uad.data.files import RESULTS
 from uad.evaluation.evaluate import enlarge
+from uad.judging.photographs import Photograph, digest_of_content, place_of
 
 SHOWN = 4_000_000  # pixels: an overlay of a larger photograph is made at this size
 SIDE = 32_000  # pixels: a JPEG file has at most 65,500, and an overlay is twice as wide as its photograph
 LONGEST = 200  # bytes of a photograph's name in that of its overlay
 # Okabe and Ito, 'Color Universal Design', 2008: told apart by people who are blind to some colours.
 FAINT, STRONG, CONTOUR = (240, 228, 66), (213, 94, 0), (0, 114, 178)
-NAME = re.compile(r".*-[0-9a-f]{8}\.(jpg|png)")  # of an overlay, which was .png once
+NAME = re.compile(r".*-([0-9a-f]{8}|[0-9a-f]{16})\.(jpg|png)")  # of an overlay; .png and the short one once
 
 
 def overlay(photograph: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
@@ -67,11 +67,11 @@ def shown_size(size: Tuple[int, int]) -> Tuple[int, int]:
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
-def overlay_path(folder: Path, photograph: Path) -> Path:
-    """Where the overlay of a photograph goes: its name, and what tells it from another of that name."""
-    path = os.fsencode(os.path.abspath(photograph))
-    stem = os.fsencode(photograph.stem)[:LONGEST].decode("utf-8", "ignore")
-    return folder / f"{stem}-{hashlib.sha256(path).hexdigest()[:8]}.jpg"
+def overlay_path(folder: Path, photograph: Photograph) -> Path:
+    """Where the overlay of a photograph goes: its name, and what tells it from any other of that name."""
+    identity = repr((os.fsencode(place_of(photograph.path)), photograph.stamp, photograph.digest)).encode()
+    stem = os.fsencode(photograph.path.stem)[:LONGEST].decode("utf-8", "ignore")
+    return folder / f"{stem}-{digest_of_content(identity).hex()}.jpg"
 
 
 def overlay_folder(out: Path, keep: bool) -> Path:

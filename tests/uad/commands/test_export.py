@@ -21,6 +21,7 @@ from engines.graph import constants
 from engines.metadata import ModelInfo
 from engines.model_file import load_model, read_info
 from engines.qdq import integer_weights
+from export import sensitivity
 from export.check import TARGETS
 from uad import cli
 from uad.exporting import post_training
@@ -141,6 +142,23 @@ def test_explain_names_the_bad_layer_first(precision: str, model: Path, root: Pa
     assert f"On {judged} good images that calibration did not use" in " ".join(lines)
     with Image.open(tmp_path / "why" / "layers.png") as image:
         assert image.format == "PNG" and min(image.size) > 200
+
+
+def test_explain_judges_graphs_with_their_biases_corrected(
+    model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    judged: list[onnx.ModelProto] = []
+    infer_model = sensitivity.infer_model
+
+    def noted(graph: onnx.ModelProto, *more: Any) -> engines.Prediction:
+        judged.append(graph)
+        return infer_model(graph, *more)
+
+    monkeypatch.setattr(sensitivity, "infer_model", noted)
+    export(model, root, tmp_path / "a.onnx", "int8", "--explain", tmp_path / "why")
+    corrected = [any(name.endswith("/corrected_bias") for name in constants(graph)) for graph in judged]
+    assert corrected == [False] + 12 * [True]  # the float graph, and one for each layer
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from image_folders import noise, save
 from engines.errors import UserError
 from uad import cli
 from uad.commands.choices import Running
-from uad.commands.predict import PredictOptions, archive, predict
+from uad.commands.predict import PredictOptions, predict
 from uad.judging import archive as archive_module
-from uad.judging import parts as parts_module
+from uad.judging import recording
 from uad.judging.archive import cluster
-from uad.judging.predictions import HEADER, Decision
+from uad.judging.predictions import Decision, read_predictions
 
 ROOT = Path(__file__).resolve().parents[3]
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -68,17 +68,8 @@ def options(model: Path, images: Path, out: Path, **more: Any) -> PredictOptions
     )
 
 
-def rows(out: Path) -> list[dict[str, Any]]:
-    """All rows of all parts."""
-    from pyarrow import parquet
-
-    return [row for path in sorted((out / "predictions").iterdir()) for row in parquet.read_table(path).to_pylist()]
-
-
-def as_row(decision: Decision) -> dict[str, Any]:
-    """As a part has it, without what no two calls share."""
-    row = dict(zip(HEADER, dataclasses.asdict(decision).values()))
-    return {**row, "regions": list(row["regions"]), "seconds": None}
+def rows(out: Path) -> list[Decision]:
+    return read_predictions(out / "predictions.jsonl")
 
 
 def test_rows_are_what_one_process_says(two_workers: None, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -87,15 +78,14 @@ def test_rows_are_what_one_process_says(two_workers: None, model: Path, tmp_path
     (images / "bad.png").write_bytes(b"no image")
     monkeypatch.chdir(tmp_path)  # names stay as they were given
     given = options(model, Path("images"), tmp_path / "out")
-    counts = archive(given)
-    alone = predict(dataclasses.replace(given, ray=None, out=tmp_path / "alone"))
-    found = sorted(({**row, "seconds": None} for row in rows(tmp_path / "out")), key=lambda row: row["image"])
-    expected = sorted(map(as_row, alone), key=lambda row: row["image"])
-    for row in (*found, *expected):
-        row["error"] = row["error"].replace(f"{tmp_path}/", "")  # workers are told the absolute path
-    assert found == expected and len(found) == 21 == sum(counts.values())
-    assert counts["unreadable"] == 1 and {row["class"] for row in found} == {"bolt", "nut", ""}
-    assert any(row["regions"] for row in found)
+    together, alone = predict(given), predict(dataclasses.replace(given, ray=None, out=tmp_path / "alone"))
+    found, expected = (
+        [dataclasses.replace(row, seconds=0.0, error=row.error.replace(f"{tmp_path}/", "")) for row in each]
+        for each in (together, alone)  # workers are told the absolute path
+    )
+    assert found == expected and len(found) == 21 == len(rows(tmp_path / "out"))
+    assert [row.decision for row in found].count("unreadable") == 1
+    assert {row.class_name for row in found} == {"bolt", "nut", ""} and any(row.regions for row in found)
 
 
 def test_a_worker_that_is_killed_loses_nothing_and_nothing_comes_twice(
@@ -104,21 +94,49 @@ def test_a_worker_that_is_killed_loses_nothing_and_nothing_comes_twice(
     monkeypatch.setattr(archive_module, "BLOCK", 2)
     images = large_photographs(tmp_path / "images", 60)
     killed: list[int] = []
-    append = parts_module.Parts.append
+    add, seen = recording.Ledger.add, []
 
-    def append_and_kill(parts: Any, table: Any) -> None:
-        append(parts, table)
-        if not killed and sum(map(len, parts._waiting)) >= 16:
+    def add_and_kill(ledger: Any, *given: Any) -> int:
+        seen.append(given)
+        if not killed and len(seen) >= 16:
             killed.append(max(workers() - before))
             os.kill(killed[0], signal.SIGKILL)
+        return add(ledger, *given)
 
-    monkeypatch.setattr(parts_module.Parts, "append", append_and_kill)
+    monkeypatch.setattr(recording.Ledger, "add", add_and_kill)
     before = workers()  # of the test before
-    counts = archive(options(model, images, tmp_path / "out"))
+    judged = predict(options(model, images, tmp_path / "out"))
     assert killed and killed[0] not in workers()
-    names = sorted(row["image"] for row in rows(tmp_path / "out"))
+    names = sorted(row.image for row in rows(tmp_path / "out"))
     assert names == sorted(str(path) for path in images.rglob("*.png"))
-    assert sum(counts.values()) == 60 and "unreadable" not in counts
+    assert len(judged) == 60 and not any(row.error for row in judged)
+
+
+def test_a_photograph_that_kills_its_worker_is_set_aside_and_the_others_are_judged(model: Path, tmp_path: Path) -> None:
+    images = photographs(tmp_path / "images", 8)
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "import uad.judging.decisions as decisions\n"
+        "see = decisions._see\n"
+        "def kill():\n"
+        "    time.sleep(1)  # others wait behind it\n"
+        "    os._exit(9)\n"
+        "decisions._see = lambda engine, photograph, *more: "
+        "kill() if photograph.path.name == '003.png' else see(engine, photograph, *more)\n"
+    )
+    command = [sys.executable, "-c", "import sys; from uad.cli import main; sys.exit(main(sys.argv[1:]))"]
+    arguments = ["predict", str(model), str(images), "--out", str(tmp_path / "out"), "--ray", "local"]
+    environment = dict(os.environ, PYTHONPATH=f"{site}:{ROOT}")
+    done = subprocess.run(
+        [*command, *arguments, "--overlays", "none"], capture_output=True, text=True, env=environment, timeout=480
+    )
+    assert done.returncode == 1 and "7 images" not in done.stdout, done.stderr
+    found = {Path(row.image).name: row for row in rows(tmp_path / "out")}
+    assert len(found) == len(rows(tmp_path / "out")) == 8
+    assert [name for name, row in found.items() if row.error] == ["003.png"]
+    assert "ended its worker" in found["003.png"].error
 
 
 def workers() -> set[int]:
@@ -135,17 +153,14 @@ def workers() -> set[int]:
 
 def test_a_call_that_is_killed_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     images, out = large_photographs(tmp_path / "images", 40), tmp_path / "out"
-    script = (
-        "import sys, uad.judging.archive as a, uad.judging.parts as p; a.BLOCK, p.ROWS = 2, 10\n"
-        "from uad.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+    script = "import sys, uad.judging.archive as a; a.BLOCK = 2\nfrom uad.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["predict", str(model), str(images), "--out", str(out), "--ray", "local", "--overlays", "none"]
     command = [sys.executable, "-c", script, *arguments]
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         until = time.monotonic() + 240
-        while not list(out.glob("predictions/part-*.parquet")):
+        while not (out / "predictions.jsonl").exists() or not rows(out):
             assert process.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
             time.sleep(0.01)
         process.kill()
@@ -155,7 +170,7 @@ def test_a_call_that_is_killed_goes_on_where_it_was(model: Path, tmp_path: Path)
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=480)
     assert done.returncode == 0 and done.stdout.startswith("40 images"), done.stderr
     found = rows(out)
-    assert sorted(row["image"] for row in found) == sorted(str(path) for path in images.rglob("*.png"))
+    assert sorted(row.image for row in found) == sorted(str(path) for path in images.rglob("*.png"))
     assert [row for row in found if row in kept] == kept  # they were not judged again
 
 
@@ -163,26 +178,25 @@ def test_what_could_not_be_read_is_judged_again(two_workers: None, model: Path, 
     images = photographs(tmp_path / "images", 4)
     (images / "bad.png").write_bytes(b"no image")
     given = options(model, images, tmp_path / "out", resume=True)
-    assert archive(given)["unreadable"] == 1
+    assert [row.decision for row in predict(given)].count("unreadable") == 1
     save(noise(9), images / "bad.png")
-    assert "unreadable" not in archive(given)
-    assert sorted(Path(row["image"]).name for row in rows(tmp_path / "out"))[-1] == "bad.png"
+    assert not any(row.error for row in predict(given))
+    assert sorted(Path(row.image).name for row in rows(tmp_path / "out"))[-1] == "bad.png"
     assert len(rows(tmp_path / "out")) == 5
-    assert sum(archive(dataclasses.replace(given, resume=False)).values()) == 5  # begun anew, not added
 
 
 def test_strict_stops_at_what_cannot_be_read(two_workers: None, model: Path, tmp_path: Path) -> None:
     images = photographs(tmp_path / "images", 2)
     (images / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="bad.png"):
-        archive(options(model, images, tmp_path / "out", strict=True))
+        predict(options(model, images, tmp_path / "out", strict=True))
 
 
 def test_overlays_are_drawn_by_the_workers(two_workers: None, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     images = photographs(tmp_path / "images", 3)
     monkeypatch.chdir(tmp_path)
-    archive(options(model, images, Path("out"), overlays="all"))
-    assert {Path(row["overlay"]) for row in rows(tmp_path / "out")} == set((tmp_path / "out/overlays").glob("*.jpg"))
+    predict(options(model, images, Path("out"), overlays="all"))
+    assert {Path(row.overlay) for row in rows(tmp_path / "out")} == set((tmp_path / "out/overlays").glob("*.jpg"))
     assert len(list((tmp_path / "out/overlays").glob("*.jpg"))) == 3
 
 
@@ -190,7 +204,7 @@ def test_what_a_worker_raises_is_one_line(
     two_workers: None, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     images = photographs(tmp_path / "images", 2)
-    monkeypatch.setattr("uad.judging.parts.digest_of", lambda model: "of another file")
+    monkeypatch.setattr("uad.judging.ledger.digest_of_model", lambda model: "of another file")
     arguments = [str(model), str(images), "--out", str(tmp_path / "out"), "--ray", "local"]
     assert cli.main(["predict", *arguments]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -200,7 +214,7 @@ def test_what_a_worker_raises_is_one_line(
 def test_a_cluster_without_room_is_said(two_workers: None, model: Path, tmp_path: Path) -> None:
     images = photographs(tmp_path / "images", 2)
     with pytest.raises(UserError, match="a worker takes 3 CPU, the Ray cluster has 2"):
-        archive(options(model, images, tmp_path / "out", running=Running("onnxruntime", threads=3)))
+        predict(options(model, images, tmp_path / "out", running=Running("onnxruntime", threads=3)))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
@@ -209,13 +223,12 @@ def test_no_cluster_there_is_said_and_nothing_of_an_earlier_call_goes(
 ) -> None:
     if ray.is_initialized():
         ray.shutdown()
-    images, kept = photographs(tmp_path / "images", 2), tmp_path / "out" / "predictions" / "part-000000.parquet"
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"of an earlier call")
+    images = photographs(tmp_path / "images", 2)
+    predict(options(model, images, tmp_path / "out", ray=None))
     begun = time.monotonic()
     with pytest.raises(UserError, match=f"--ray {address}: no Ray cluster there"):
-        archive(options(model, images, tmp_path / "out", ray=address))
-    assert kept.exists() and time.monotonic() - begun < 20
+        predict(options(model, images, tmp_path / "out", ray=address, overwrite=True))
+    assert len(rows(tmp_path / "out")) == 2 and time.monotonic() - begun < 20
 
 
 def test_ray_that_is_not_installed_is_said(monkeypatch: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import save_tiny
+from graphs import not_finite_for_grey, save_tiny
 from image_folders import make_class, noise, save
 from PIL import Image
 
@@ -27,6 +27,7 @@ from uad.judging import decisions, overlays
 from uad.judging.decisions import AHEAD, MOST_THREADS, decide, regions_of
 from uad.judging.inputs import class_of, find_images
 from uad.judging.overlays import CONTOUR, overlay
+from uad.judging.photographs import Photograph
 from uad.judging.predictions import Decision, Region, json_line, read_predictions
 
 CLASSES = ["bolt", "nut"]
@@ -34,7 +35,7 @@ CLASSES = ["bolt", "nut"]
 
 def judge(model: Path, inputs: list[Path], out: Path) -> list[tuple[str, str]]:
     """(name, class) of each image that is judged."""
-    decisions = predict(PredictOptions(model, inputs, out, running=Running(runtime="onnxruntime")))
+    decisions = predict(PredictOptions(model, inputs, out, overwrite=True, running=Running(runtime="onnxruntime")))
     return [(Path(decision.image).name, decision.class_name) for decision in decisions]
 
 
@@ -113,7 +114,9 @@ def test_photographs_are_read_with_the_depth_of_their_class(tmp_path: Path) -> N
         np.repeat(np.rint(values * (255 / 4095)).astype(np.uint8)[..., None], 3, 2), tmp_path / "same" / "0.png"
     )
     model = save_tiny(tmp_path / "model" / "a.onnx", depths={"nut": 12})
-    found = [predict(PredictOptions(model, [path.parent], tmp_path / "out"))[0].score for path in (deep, same)]
+    found = [
+        predict(PredictOptions(model, [path], tmp_path / "out" / path.parts[-2]))[0].score for path in (deep, same)
+    ]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
@@ -201,8 +204,8 @@ def test_an_overlay_that_cannot_be_written_is_a_line_and_the_rest_goes_on(
     for index in range(3):
         save(noise(index), tmp_path / f"{index}.png")
 
-    def too_long(folder: Path, photograph: Path) -> Path:
-        return folder / ("x" * 300 if photograph.stem == "1" else f"{photograph.stem}.png")
+    def too_long(folder: Path, photograph: Photograph) -> Path:
+        return folder / ("x" * 300 if photograph.path.stem == "1" else f"{photograph.path.stem}.png")
 
     monkeypatch.setattr("uad.judging.decisions.overlay_path", too_long)
     with pytest.warns(UadWarning, match="1.png has no overlay: .*File name too long"):
@@ -281,6 +284,49 @@ def test_what_cannot_be_read_is_a_row_and_the_rest_goes_on(model: Path, tmp_path
     assert len(list((tmp_path / "out" / "overlays").glob("*.jpg"))) == 3
 
 
+def test_a_photograph_that_was_cut_short_is_judged_where_that_is_accepted_and_its_row_says_so(
+    model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise(0, 64)).save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    (refused,) = predict(PredictOptions(model, [path], tmp_path / "out"))
+    assert refused.decision == "unreadable" and "cut short" in refused.error and not refused.note
+    (judged,) = predict(PredictOptions(model, [path], tmp_path / "more", accept_truncated=True))
+    assert judged.score is not None and not judged.error
+    assert rows_of(tmp_path / "more")[0]["note"].startswith("cut short")
+
+
+def grey(path: Path) -> Path:
+    return save(np.full((16, 16, 3), 127, np.uint8), path)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_photograph_whose_score_is_not_finite_is_a_row_and_the_rest_goes_on(batch: int, tmp_path: Path) -> None:
+    model, photos = save_tiny(tmp_path / "a.onnx", not_finite_for_grey()), many(tmp_path / "photos", 6)
+    grey(photos / "002.png")
+    with engines.load(model, "onnxruntime", batch=batch) as engine:
+        found = [decision for _, decision in decide(engine, map(Photograph, sorted(photos.iterdir())), None)]
+    assert [decision.decision == "unreadable" for decision in found] == [index == 2 for index in range(6)]
+    assert "a score that is not finite" in found[2].error and found[2].score is None
+    options = PredictOptions(model, [photos], tmp_path / "out", running=Running("onnxruntime"))
+    predict(options)
+    save(noise(3), photos / "002.png")
+    assert not any(each.error for each in predict(dataclasses.replace(options, resume=True)))
+
+
+def test_eight_in_a_row_that_are_not_finite_end_the_work_and_what_was_judged_stays(tmp_path: Path) -> None:
+    model, photos = save_tiny(tmp_path / "a.onnx", not_finite_for_grey()), many(tmp_path / "photos", 3)
+    for index in range(7):
+        grey(photos / f"1{index}.png")
+    options = PredictOptions(model, [photos], tmp_path / "out", running=Running("onnxruntime"))
+    assert [each.decision for each in predict(options)].count("unreadable") == 7
+    grey(photos / "17.png")
+    with pytest.raises(UserError, match="8 photographs in a row scores that are not finite: train or export"):
+        predict(dataclasses.replace(options, out=tmp_path / "more"))
+    assert [row["decision"] for row in rows_of(tmp_path / "more")][3:] == ["unreadable"] * 8
+
+
 def test_strict_stops_at_the_first_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
     photos = many(tmp_path / "photos", 3)
     (photos / "001.png").write_bytes(b"no image")
@@ -295,9 +341,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
 
     def noting(original: Callable[..., object]) -> Callable[..., object]:
-        def noted(path: Path, *arguments: object, **settings: object) -> object:
-            found.append(path)
-            return original(path, *arguments, **settings)
+        def noted(file: object, *arguments: object, **settings: object) -> object:
+            found.append(Path(str(file)))
+            return original(file, *arguments, **settings)
 
         return noted
 
@@ -307,7 +353,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_every_photograph_is_decoded_once(read: list[Path], model: Path, tmp_path: Path) -> None:
     for drawn in ("all", "none"):
-        predict(PredictOptions(model, [many(tmp_path / "photos", 7)], tmp_path / "out", overlays=drawn))  # type: ignore[arg-type]
+        predict(PredictOptions(model, [many(tmp_path / "photos", 7)], tmp_path / drawn, overlays=drawn))  # type: ignore[arg-type]
         assert len(read) == len(set(read)) == 7
         read.clear()
 
@@ -324,7 +370,7 @@ def test_scores_and_regions_do_not_depend_on_what_is_drawn(model: Path, tmp_path
 
 def test_few_photographs_are_in_memory_at_a_time(read: list[Path], model: Path, tmp_path: Path) -> None:
     with engines.load(model, "onnxruntime") as engine:
-        photographs = dict.fromkeys(sorted(many(tmp_path / "photos", 30).iterdir()))
+        photographs = map(Photograph, sorted(many(tmp_path / "photos", 30).iterdir()))
         for judged, _ in enumerate(decide(engine, photographs, None)):
             assert len(read) <= judged + 1 + MOST_THREADS + AHEAD
 
@@ -363,7 +409,7 @@ def test_no_more_photographs_are_in_memory_than_threads_nor_judged_than_lanes(
             return infer(*given)  # type: ignore[arg-type]
 
         monkeypatch.setattr(engine, "infer", slow_infer)
-        photographs = dict.fromkeys(sorted(many(tmp_path / "photos", 30).iterdir()))
+        photographs = map(Photograph, sorted(many(tmp_path / "photos", 30).iterdir()))
         assert len(list(decide(engine, photographs, tmp_path))) == 30
     assert judged.most == lanes and 2 <= held.most <= lanes + 1
 
@@ -371,11 +417,12 @@ def test_no_more_photographs_are_in_memory_than_threads_nor_judged_than_lanes(
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_lanes_change_no_decision(runtime: str, model: Path, tmp_path: Path) -> None:
     pytest.importorskip(runtime, reason=f"{runtime} is not installed")
-    photographs = dict.fromkeys(sorted(many(tmp_path / "photos", 40).iterdir()))
+    photographs = sorted(many(tmp_path / "photos", 40).iterdir())
     found = []
     for lanes in (1, 2, 4):
         with engines.load(model, runtime, threads=lanes, lanes=lanes) as engine:
-            found.append([dataclasses.replace(each, seconds=0.0) for each in decide(engine, photographs, None)])
+            judged = decide(engine, map(Photograph, photographs), None)
+            found.append([dataclasses.replace(each, seconds=0.0) for _, each in judged])
     assert found[0] == found[1] == found[2] and len({each.score for each in found[0]}) == 40
 
 
@@ -398,7 +445,7 @@ def test_old_overlays_go_and_other_pictures_stay(model: Path, tmp_path: Path) ->
     predict(PredictOptions(model, [many(tmp_path / "photos", 3)], out))
     save(noise(0), out / "overlays" / "mine.jpg")
     save(noise(0), out / "overlays" / "000-01234567.png")  # as earlier versions wrote them
-    predict(PredictOptions(model, [tmp_path / "photos" / "000.png"], out))
+    predict(PredictOptions(model, [tmp_path / "photos" / "000.png"], out, overwrite=True))
     assert sorted(path.name.split("-")[0] for path in (out / "overlays").glob("*.*g")) == ["000", "mine.jpg"]
 
 
@@ -442,15 +489,9 @@ def test_a_folder_holds_what_one_model_said(model: Path, tmp_path: Path) -> None
     other = save_tiny(tmp_path / "m" / "a.onnx", threshold=0.5)
     with pytest.raises(UserError, match="holds what another model said: give another --out"):
         predict(PredictOptions(other, [photos], out, resume=True))
-    assert len(predict(PredictOptions(other, [photos], out))) == 2
-
-
-def test_damaged_rows_are_told(model: Path, tmp_path: Path) -> None:
-    photos, out = many(tmp_path / "photos", 2), tmp_path / "out"
-    predict(PredictOptions(model, [photos], out))
-    (out / "predictions.jsonl").write_text("[1]\n")
-    with pytest.raises(UserError, match="predictions.jsonl, line 1 is no prediction"):
-        predict(PredictOptions(model, [photos], out, resume=True))
+    with pytest.raises(UserError, match="holds results: give another folder, or --overwrite, or --resume"):
+        predict(PredictOptions(other, [photos], out))
+    assert len(predict(PredictOptions(other, [photos], out, overwrite=True))) == 2
 
 
 def test_names_come_from_standard_input(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,6 +499,9 @@ def test_names_come_from_standard_input(model: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / '002.png'}\n\n{photos / '000.png'}\n"))
     assert judge(model, [Path("-")], tmp_path / "out") == [("002.png", ""), ("000.png", "")]
     with pytest.raises(UserError, match="standard input named none"):
+        judge(model, [Path("-")], tmp_path / "out")
+    monkeypatch.setattr("sys.stdin", None)  # as a service manager starts a process
+    with pytest.raises(UserError, match="standard input is closed"):
         judge(model, [Path("-")], tmp_path / "out")
 
 

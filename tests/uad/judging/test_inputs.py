@@ -73,6 +73,22 @@ def test_a_path_of_windows_is_told(name: str, tmp_path: Path) -> None:
     assert find_photographs([path], CLASSES) == {tmp_path / "parts\\a.png": "nut"}
 
 
+def test_a_path_that_was_meant_otherwise_is_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(noise(0), tmp_path / "tables" / "a.png")
+    save(noise(0), tmp_path / "parts" / "b.png")
+    monkeypatch.chdir(tmp_path)
+    for image, hint in [
+        ("a.png ", "a.png  has a space at an end: remove it"),
+        ("~/a.png", "~/a.png begins with ~, which only a shell knows: write the whole path"),
+        ("parts/b.png", "parts/b.png is seen from the folder of the manifest, .*tables, and there is none"),
+    ]:
+        path = manifest(tmp_path / "tables" / name, [{"image": image, "class": "nut"}])
+        with pytest.raises(UserError, match=f"row 1: {hint}"):
+            find_photographs([path], CLASSES)
+    path = manifest(tmp_path / "tables" / name, [{"image": "gone.png", "class": "nut"}])
+    assert list(find_photographs([path], CLASSES)) == [tmp_path / "tables" / "gone.png"]  # it becomes a row
+
+
 def test_a_row_that_names_a_folder_and_a_row_of_nothing(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     path = manifest(tmp_path / name, [{"image": "a.png", "class": "nut"}, {"image": "", "class": ""}])

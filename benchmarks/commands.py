@@ -23,6 +23,16 @@ def with_network(name: str, weights: "Path | str") -> "list[str]":
     return ["--model.network" if name in NETWORKS else "--model.backbone", name, "--model.weights", str(weights)]
 
 
+def exported(checkpoint: Path, root: Path, folder: Path) -> "tuple[Path, Path]":
+    """The FP32 and the INT8 file of a checkpoint, calibrated on a root; what is in the folder is not made again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fp32, int8 = folder / "fp32.onnx", folder / "int8.onnx"
+    for path, flags in ((fp32, ["fp32"]), (int8, ["int8", "--calibration-data", str(root)])):
+        if not path.exists():
+            command(["export", str(checkpoint), "--precision", *flags, "--target", "cpu", "--out", str(path)])
+    return fp32, int8
+
+
 def tested(model: Path, report: Path, reference: Path, data: str, runtime: "str | None" = None) -> "dict[str, Any]":
     """The figures of `uad test` beside a reference, which are kept in `report` and not made again."""
     if not report.exists():

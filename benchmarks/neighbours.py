@@ -4,10 +4,10 @@
         --data IMAGES [IMAGES ...] --models MODEL [MODEL ...] --work DIR \
         --out benchmarks/results
 
-As PatchCore does (Roth et al., CVPR 2022), without its coreset: a position is described by the features at 1/8 and 1/16
-of the image, averaged over 3x3 positions; a bank holds `BANK` positions of good training images, drawn at random; the
-score of an image is the greatest distance of its positions to the bank. Each class has its own bank, and is told which
-it is: a unified model is not.
+As PatchCore does (Roth et al., CVPR 2022): a place is described by `Backbone.bank_layers`, averaged over 3x3 places and
+projected (`uad.models.bank`) by what is seen of the class; a bank holds `PATCHES` places of all good training images,
+chosen by k-centre; the score of an image is the greatest distance of its places from the bank. Each class has its own
+bank, and is told which it is: a unified model is not.
 """
 
 import argparse
@@ -16,10 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from commands import command
 from machine import footer, machine
-from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 
 from engines.files import write_json, write_text
@@ -28,10 +26,11 @@ from uad.data.folder import Sample, find_classes, test_samples, train_samples, w
 from uad.data.reading import depths_of, load_images
 from uad.evaluation.metrics import image_auroc
 from uad.models.backbones import FeaturePyramid, backbone_of
+from uad.models.bank import Bank, choose_patches, squared_distances
 from uad.models.layers import Normalize
 from uad.tables import markdown
 
-BANK = 20_000  # positions of a class
+PATCHES = 4000  # of a class
 SIZE = (256, 256)
 
 
@@ -65,31 +64,26 @@ def main() -> None:
 def neighbours(root: Path, name: str, backbone: str, weights: str) -> float:
     """The image AUROC of one class."""
     source = backbone_of(backbone)
-    teacher, normalize = FeaturePyramid(backbone, weights).eval(), Normalize(source.mean, source.std)
+    normalize, bank = Normalize(source.mean, source.std), Bank(source)
+    teacher = FeaturePyramid(backbone, weights, source.bank_layers).eval()
     good = train_samples(root, [name])
     depths = depths_of(good)
 
-    def described(samples: "list[Sample]") -> "list[np.ndarray]":
-        """(positions, C) float32 of each image."""
+    def levels(samples: "list[Sample]") -> "list[list[Tensor]]":
+        """The teacher's levels, batch by batch."""
         known = with_depths(samples, lambda each: depths.get(each, 16))
-        images = torch.from_numpy(load_images(known, SIZE)).split(BATCH)
-        return [each for batch in images for each in _positions(teacher(normalize(batch))).numpy()]
+        return [teacher(normalize(batch)) for batch in torch.from_numpy(load_images(known, SIZE)).split(BATCH)]
 
-    random = np.random.default_rng(0)
-    positions = np.concatenate(described(good))
-    bank = positions[random.choice(len(positions), min(BANK, len(positions)), replace=False)]
+    known = levels(good)
+    bank.fit_projection(known)
+    patches, _ = choose_patches(torch.cat([bank.described(each) for each in known]), PATCHES)
+    columns, squares = patches.T[None], patches.square().sum(dim=1)[None, None]
     samples = test_samples(root, [name])
-    scores = [pairwise_distances_argmin_min(image, bank)[1].max() for image in described(samples)]
-    auroc = image_auroc(np.array(scores), np.array([sample.is_defect for sample in samples]))
+    distances = [squared_distances(bank.described(each), columns, squares) for each in levels(samples)]
+    scores = torch.cat(distances).flatten(1).amax(dim=1)
+    auroc = image_auroc(scores.numpy(), np.array([sample.is_defect for sample in samples]))
     assert auroc is not None
     return auroc
-
-
-def _positions(pyramid: "list[Tensor]") -> Tensor:
-    """The two deeper levels -> (N, h w, C), on the grid of the finer of them."""
-    middle, deep = (F.avg_pool2d(level, 3, 1, 1) for level in pyramid[1:])
-    deep = F.interpolate(deep, size=middle.shape[2:], mode="bilinear", align_corners=False)
-    return torch.cat([middle, deep], dim=1).flatten(2).transpose(1, 2)
 
 
 def page(result: "dict[str, object]") -> str:

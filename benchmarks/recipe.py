@@ -209,7 +209,7 @@ def _seen(model: STFPM, image: Tensor, label: Tensor) -> "dict[str, Any]":
     network, parts = model.network, []
     for batch in image.split(BATCH):
         teacher, student = network.features(batch)
-        parts.append((*network.head.distances(teacher, student), pooled(teacher)))
+        parts.append((*network.head.distances(teacher, student), pooled(teacher[-1])))
     *maps, features = (torch.cat(each) for each in zip(*parts, strict=True))
     return {"maps": maps, "pooled": features, "label": label}
 

@@ -89,6 +89,13 @@ def observe(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarra
     Raises:
         CalibrationError: no image, or values that are not finite.
     """
+    return observe_from(model, names, ({"image": image[None]} for image in images))
+
+
+def observe_from(
+    model: onnx.ModelProto, names: List[str], inputs: Iterable[Dict[str, np.ndarray]]
+) -> Iterator[Dict[str, np.ndarray]]:
+    """`observe` of a graph with any inputs: input name -> value, for each image."""
     import onnxruntime
 
     observed = copy_of(model)
@@ -100,8 +107,8 @@ def observe(model: onnx.ModelProto, names: List[str], images: Iterable[np.ndarra
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(observed.SerializeToString(), options, ["CPUExecutionProvider"])
     count = 0
-    for image in images:
-        values = dict(zip(names, session.run(names, {"image": image[None]})))
+    for given in inputs:
+        values = dict(zip(names, session.run(names, given)))
         for name, value in values.items():
             if not np.isfinite(value).all():
                 raise CalibrationError(f"{name} is not finite on a calibration image: train the model again")

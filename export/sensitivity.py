@@ -29,7 +29,7 @@ def sensitivity(
     classes: Optional[Sequence[str]] = None,
     runtime: Optional[str] = None,
     progress: Callable[[], object] = lambda: None,
-    fitted: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda quantized: quantized,
+    as_written: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda quantized: quantized,
 ) -> Dict[str, float]:
     """Signal-to-quantization-noise ratio of the anomaly map with one layer quantized at a time.
 
@@ -44,7 +44,7 @@ def sensitivity(
         runtime: a name in `engines.RUNTIMES`; None takes the fastest installed. The runtimes do not round alike: ONNX
             Runtime also quantizes a convolution in front of a residual Add that is quantized later.
         progress: called after each layer.
-        fitted: gives a quantized graph the read-out that it needs.
+        as_written: gives a quantized graph the biases and the read-out that its file would have.
 
     Returns:
         Layer -> dB, the layer that hurts most (the lowest ratio) first.
@@ -57,7 +57,7 @@ def sensitivity(
     for layer in layers:
         alone = place(model, keep_float=[name for name in layers if name != layer])
         quantized, described, _ = with_ranges(model, info, amax, alone)
-        noisy = infer_model(fitted(quantized), described, images, runtime).anomaly_map
+        noisy = infer_model(as_written(quantized), described, images, runtime).anomaly_map
         ratios[layer] = class_mean_sqnr_db(reference, noisy, classes)
         progress()
     return dict(sorted(ratios.items(), key=lambda item: item[1]))

@@ -262,6 +262,17 @@ def tiny_info(size: int = SIZE, **changes: Any) -> ModelInfo:
     return dataclasses.replace(info, **changes)
 
 
+def not_finite_for_grey() -> onnx.ModelProto:
+    """A graph of finite constants whose score is not: 1 / (brightness - 127), for an image that is 127 everywhere."""
+    b = Builder()
+    x = b.normalize()
+    mean = b.node("ReduceMean", ["/normalize/Transpose_output_0"], "head/mean", axes=[1, 2, 3], keepdims=1)
+    off = b.node("Sub", [mean, b.constant("head.grey", np.float32(127.0))], "head")
+    channels = b.node("ReduceMean", [x], "head/map", axes=[1], keepdims=1)
+    pixels = b.node("MaxPool", [channels], "head", kernel_shape=[4, 4], strides=[4, 4])
+    return b.finish(b.node("Div", [pixels, off], "head"))
+
+
 def save_tiny(path: Path, model: onnx.ModelProto | None = None, **changes: Any) -> Path:
     """Write a tiny model with its description; returns the path."""
     model = tiny() if model is None else model

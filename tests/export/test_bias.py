@@ -8,7 +8,7 @@ import pytest
 from graphs import FEATURES, tiny
 
 from engines.graph import constants
-from export.bias import by_depth, correct_biases
+from export.bias import BiasCorrection, by_depth
 from export.calibrate import amax_percentile
 from export.placement import place
 from export.quantize import collect_histograms, insert_qdq, observe
@@ -40,7 +40,7 @@ def shift(model: onnx.ModelProto, other: onnx.ModelProto, images: list[np.ndarra
 def test_means_become_those_of_the_float_graph(backbone: str) -> None:
     model = tiny(backbone)
     rounded = quantized(model)
-    corrected = correct_biases(model, rounded, IMAGES)
+    corrected = BiasCorrection(model, IMAGES).correct(rounded)
     assert shift(model, rounded, IMAGES) > 0.01
     assert shift(model, corrected, IMAGES) < 1e-4  # the last layer's own correction undoes all before it
     assert shift(model, corrected, OTHERS) < 0.5 * shift(model, rounded, OTHERS)
@@ -50,7 +50,7 @@ def test_biases_alone_are_changed() -> None:
     model = tiny()
     rounded = quantized(model)
     before = rounded.SerializeToString()
-    corrected = correct_biases(model, rounded, IMAGES)
+    corrected = BiasCorrection(model, IMAGES).correct(rounded)
     assert rounded.SerializeToString() == before
     assert [node.op_type for node in corrected.graph.node] == [node.op_type for node in rounded.graph.node]
     old, new = constants(rounded), constants(corrected)
@@ -70,5 +70,5 @@ def test_layers_of_one_depth_come_together_and_in_order() -> None:
 
 def test_progress_is_told_for_each_depth() -> None:
     model, steps = tiny(), []
-    correct_biases(model, quantized(model), IMAGES[:2], lambda: steps.append(1))
+    BiasCorrection(model, IMAGES[:2]).correct(quantized(model), lambda: steps.append(1))
     assert len(steps) == len(by_depth(model)) > 3

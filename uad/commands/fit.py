@@ -1,14 +1,16 @@
 """`uad fit`: train one model on good images of all the parts, or go on from one under fake quantization."""
 
+import contextlib
 import copy
 import dataclasses
 import importlib.util
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from engines.errors import RuntimeNotInstalled, UserError
+from engines.files import make_folder, only_writer
 from uad.command_line import parse, parser_of
 from uad.commands.choices import Reading
 from uad.options import about, check_fields, part
@@ -75,18 +77,35 @@ def fit(options: FitOptions) -> Path:
 
     quieten()
     if options.resume is not None:
-        return _go_on(options, options.resume)
+        if not options.resume.is_dir():
+            raise UserError(f"{options.resume} is no folder: --resume needs the folder of a run")
+        with _alone_in(options.resume):
+            return _go_on(options, options.resume)
     if options.out is None:
         raise UserError("--out is missing: give the folder of the run")
     options.reading.begin()
-    folder = place_for(options.out, options.overwrite)
-    setup = set_up(options.model, options.data, options.trainer, options.ckpt, options.seed, folder)
-    _watch(setup, options)
-    if options.ckpt is not None:
-        _check_start(setup, options.ckpt, options.out)
-    record = train(setup, folder, options.false_positive_rate, _settings(options, setup))
-    deliver(folder, options.out, record, options.keep_cache)
+    with _alone_in(options.out):
+        folder = place_for(options.out, options.overwrite)
+        setup = set_up(options.model, options.data, options.trainer, options.ckpt, options.seed, folder)
+        _watch(setup, options)
+        if options.ckpt is not None:
+            _check_start(setup, options.ckpt, options.out)
+        record = train(setup, folder, options.false_positive_rate, _settings(options, setup))
+        deliver(folder, options.out, record, options.keep_cache)
     return options.out / MODEL
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the only right to write to the folder of a run; a new one that stays empty goes."""
+    is_new = not out.exists()
+    try:
+        with only_writer(make_folder(out)):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                out.rmdir()
 
 
 def _go_on(options: FitOptions, run: Path) -> Path:
@@ -113,7 +132,8 @@ def _go_on(options: FitOptions, run: Path) -> Path:
         raise UserError(f"--trainer.max_epochs {asked}: {run} is of {epochs} epochs, give more or leave it out")
     if record.finished and asked == epochs:
         if folder == run:
-            print(f"{run} is finished (max_epochs {epochs}): a greater --trainer.max_epochs goes on")
+            more = f" (max_epochs {epochs}): a greater --trainer.max_epochs goes on" if epochs is not None else ""
+            print(f"{run} is finished{more}")
         else:
             deliver(folder, run, record)
         return run / MODEL

@@ -1,8 +1,10 @@
 """Batches of good images, as every model gets them."""
 
 import dataclasses
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+import itertools
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +40,15 @@ class GoodImages:
         """Those at some places."""
         return dataclasses.replace(self, image=self.image[list(places)], label=self.label[list(places)])
 
+    def first_of_each_class(self, most: int) -> "GoodImages":
+        """At most so many of each class."""
+        places = [torch.nonzero(self.label == index).flatten()[:most] for index in range(len(self.classes))]
+        return self.at(torch.cat(places).tolist())
+
+    def with_drawn(self, draw: Callable[[np.ndarray], np.ndarray]) -> "GoodImages":
+        """What a function of `uad.data.defects` draws on them; they are good no more."""
+        return dataclasses.replace(self, image=torch.from_numpy(draw(self.image.numpy())), title="Trying drawn defects")
+
     def halves(self) -> Tuple[List[int], List[int]]:
         """The places of two halves of each class, the second as large or larger. Of one image both have it."""
         first: List[int] = []
@@ -47,6 +58,18 @@ class GoodImages:
             first += places[1::2] or places
             second += places[::2]
         return first, second
+
+    def by_class(self, look: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[List[Tensor]]:
+        """What `look` makes of the images of each class in turn, (N, ...) each; one class in memory.
+
+        Args:
+            look: images (n, H, W, 3) to what is seen of them, (n, ...) each.
+        """
+        counts = torch.bincount(self.label, minlength=len(self.classes)).tolist()
+        seen = (look(batch.image) for batch in self.at(torch.argsort(self.label, stable=True).tolist()))
+        images = (image for batch in seen for image in zip(*(torch.split(each, 1) for each in batch)))
+        for count in counts:
+            yield [torch.cat(each) for each in zip(*itertools.islice(images, count))]
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of at most `BATCH` images."""

@@ -63,6 +63,42 @@ def with_faint_defects(images: np.ndarray, seed: int = 0) -> np.ndarray:
     return changed
 
 
+def with_warps(images: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Copies of images, each with one spot on the part bent aside: nothing is added that was not there.
+
+    The spot is a Gaussian whose standard deviation is 1/48 to 1/16 of the image's height; its middle moves by 1/64 to
+    1/24, in any direction.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        seed: of place, size and direction.
+
+    Returns:
+        The same shape and type.
+    """
+    random, changed = np.random.default_rng(seed), images.copy()
+    height, width = images.shape[1:3]
+    rows, columns = np.mgrid[:height, :width].astype(np.float64)
+    for image in changed:
+        y, x = random.choice(np.argwhere(_is_part(image)))
+        sigma, way = random.uniform(height / 48, height / 16), random.uniform(height / 64, height / 24)
+        angle = random.uniform(0, 2 * np.pi)
+        moved = way * np.exp(-(np.square(rows - y) + np.square(columns - x)) / (2 * sigma**2))
+        image[:] = _sampled(image, rows + moved * np.sin(angle), columns + moved * np.cos(angle))
+    return changed
+
+
+def _sampled(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The image at places (H, W) between its pixels, bilinear; beyond its edge lies the edge."""
+    places = [np.clip(at, 0, side - 1) for at, side in zip((rows, columns), image.shape)]
+    (y, v), (x, u) = ((at.astype(np.int64), (at % 1)[..., None]) for at in places)
+    below, right = (np.minimum(at + 1, side - 1) for at, side in zip((y, x), image.shape))
+    upper = (1 - u) * image[y, x] + u * image[y, right]
+    lower = (1 - u) * image[below, x] + u * image[below, right]
+    between: np.ndarray = np.rint((1 - v) * upper + v * lower).astype(np.uint8)
+    return between
+
+
 def with_defects_to_restore(images: np.ndarray, seed: int = 0) -> np.ndarray:
     """Copies of images, each with one defect: as `with_defects` draws it, or an ellipse of one colour on the part.
 

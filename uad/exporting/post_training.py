@@ -5,14 +5,13 @@ import warnings
 from pathlib import Path
 from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple
 
-import numpy as np
 import onnx
 
 from engines.errors import UadWarning
 from engines.files import make_folder, write_text
 from engines.metadata import ModelInfo
 from engines.qdq import for_tensorrt
-from export.bias import CORRECTION_IMAGES, by_depth, correct_biases
+from export.bias import CORRECTION_IMAGES, BiasCorrection, by_depth
 from export.calibrate import Histogram, calibrator, merged
 from export.equalize import equalizable, equalize
 from export.errors import CalibrationError
@@ -81,16 +80,17 @@ def quantize(source: Source, is_auto: bool, calibration: Calibration, choice: Ch
     # Noise says nothing of the mean of a channel.
     corrected = draw(images.samples, CORRECTION_IMAGES, images.seed) if images.source == "images" else []
     some = list(load_images(corrected, source.info.size))
+    correction = BiasCorrection(calibrated.model, some) if some else None
     damage = None
     if is_auto or choice.explain is not None:
-        damage = _damage(source, calibrated, images, choice.runtime)
+        damage = _damage(source, calibrated, correction, images, choice.runtime)
     layers = None
     if is_auto:
         assert damage is not None
         comparison = Comparison(source.model, source.info, good, labelled, choice.runtime)
 
         def as_written(names: Collection[str]) -> Tuple[onnx.ModelProto, ModelInfo]:
-            quantized, info, _ = _quantized(source, calibrated, names, calibration, some)
+            quantized, info, _ = _quantized(source, calibrated, names, calibration, correction)
             return refit.readout(quantized), info
 
         order = list(damage.decibels)
@@ -102,8 +102,8 @@ def quantize(source: Source, is_auto: bool, calibration: Calibration, choice: Ch
         _explain(calibrated, damage, float_layers, choice.explain)
     if layers and len(float_layers) == layers.of:
         return Graph(source.model, source.info, choice=layers)  # nothing is quantized: it stays the fp32 model
-    with progress("Correcting biases", len(by_depth(source.model)) if some else 0) as step:
-        quantized, info, report = _quantized(source, calibrated, float_layers, calibration, some, step)
+    with progress("Correcting biases", len(by_depth(source.model)) if correction else 0) as step:
+        quantized, info, report = _quantized(source, calibrated, float_layers, calibration, correction, step)
     fitted, info, fit = fit_again(quantized, info, refit, images)
     described = _description(calibration, images, len(report.dead))
     if layers:
@@ -120,18 +120,18 @@ def _quantized(
     calibrated: Calibrated,
     float_layers: Collection[str],
     calibration: Calibration,
-    some: Sequence[np.ndarray],
+    correction: Optional[BiasCorrection],
     step: Callable[[], object] = lambda: None,
 ) -> Tuple[onnx.ModelProto, ModelInfo, QuantizationReport]:
-    """The graph with Q/DQ but where layers stay in float, its biases corrected on some images where there are any."""
+    """The graph with Q/DQ but where layers stay in float, its biases corrected where there are images for it."""
     placement = place(calibrated.model, float_layers) if float_layers else calibrated.placement
     quantized, info, report = with_ranges(calibrated.model, source.info, calibrated.amax, placement)
     if calibration.weight_bits == 7:
         quantized, info = with_seven_bits(calibrated.model, quantized), dataclasses.replace(info, weight_bits=7)
     if float_layers:
         info = dataclasses.replace(info, precision="mixed", float_layers=list(float_layers))
-    if some:
-        quantized = correct_biases(calibrated.model, quantized, some, step)
+    if correction is not None:
+        quantized = correction.correct(quantized, step)
     return quantized, info, report
 
 
@@ -185,13 +185,23 @@ def _ranges_of_tensorrt(
     return {name: amax[name] for name in names}
 
 
-def _damage(source: Source, calibrated: Calibrated, images: CalibrationImages, runtime: Optional[str]) -> Damage:
+def _damage(
+    source: Source,
+    calibrated: Calibrated,
+    correction: Optional[BiasCorrection],
+    images: CalibrationImages,
+    runtime: Optional[str],
+) -> Damage:
     refit = Refit(source.model, images, FEWEST_IMAGES)  # each layer is fitted to: more images would take long
     pixels, classes, judged_on = images.to_judge_layers()
     layers = calibrated.placement.layers
+
+    def as_written(quantized: onnx.ModelProto) -> onnx.ModelProto:
+        return refit.readout(quantized if correction is None else correction.correct(quantized))
+
     with progress("Judging layers", len(layers)) as step:
         decibels = sensitivity(
-            calibrated.model, source.info, calibrated.amax, layers, pixels, classes, runtime, step, refit.readout
+            calibrated.model, source.info, calibrated.amax, layers, pixels, classes, runtime, step, as_written
         )
     return Damage(decibels, judged_on)
 

@@ -14,6 +14,7 @@ MODELS: Dict[str, str] = {
     "stfpm": "uad.models.stfpm:STFPM",
     "dcam": "uad.models.dcam:DCAM",
     "reverse_distillation": "uad.models.reverse_distillation:ReverseDistillation",
+    "patchcore": "uad.models.patchcore:PatchCore",
     "efficient_ad": "uad.models.efficient_ad:EfficientAD",
     "uninformed_students": "uad.models.uninformed_students:UninformedStudents",
 }

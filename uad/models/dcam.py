@@ -70,6 +70,7 @@ class DCAM(STFPM):
         spatial_weight: of the divergence over positions.
         temperature: of its softmax.
         readout: as in STFPM.
+        bank: as in STFPM.
 
     Raises:
         UserError: an unknown backbone, weights that do not fit, a negative number, or a temperature of 0.
@@ -85,8 +86,9 @@ class DCAM(STFPM):
         spatial_weight: float = 1.0,
         temperature: float = 1.0,
         readout: ReadOutName = "regional",
+        bank: int = 0,
     ) -> None:
-        super().__init__(backbone, weights, lr, weight_decay, readout)
+        super().__init__(backbone, weights, lr, weight_decay, readout, bank)
         not_negative(channel_weight=channel_weight, spatial_weight=spatial_weight)
         if temperature <= 0:
             raise UserError(f"--model.temperature {temperature}: give a number above 0")

@@ -1,14 +1,30 @@
 """The head of models that compare two feature pyramids, that of a teacher and that of a student."""
 
 import abc
-from typing import Iterable, List, Sequence, Tuple
+from typing import Callable, Iterable, List, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from uad.models.backbones import Backbone
+from engines.errors import UserError
+from uad.data.batches import GoodImages
+from uad.data.defects import with_faint_defects, with_warps
+from uad.models.backbones import Backbone, FeaturePyramid, backbone_of
+from uad.models.bank import Bank
 from uad.models.layers import Standardize, fit_standardization
-from uad.models.readout import ProductReadOut, ReadOut, ReadOutName, RegionalReadOut, Seen
+from uad.models.readout import (
+    JoinedReadOut,
+    ProductReadOut,
+    ReadOut,
+    ReadOutName,
+    RegionalReadOut,
+    Seen,
+    nearest_class,
+)
+
+TRIED = 100  # images of each class, at most, on which trust in a bank is chosen
+Pyramids = Tuple[List[Tensor], List[Tensor]]  # of teacher and student, the finest level first
+Features = Callable[[Tensor], Pyramids]  # of images (N, H, W, 3) uint8
 
 
 def distance(teacher: Tensor, student: Tensor) -> Tensor:
@@ -22,9 +38,9 @@ def distance(teacher: Tensor, student: Tensor) -> Tensor:
     return 1.0 - (t * s).sum(dim=1, keepdim=True) / (t_norm * s_norm)
 
 
-def pooled(teacher: Sequence[Tensor]) -> Tensor:
-    """(N, C): the mean of the deepest features over the image, which tells of which class it is."""
-    return teacher[-1].float().mean(dim=(2, 3))
+def pooled(deepest: Tensor) -> Tensor:
+    """(N, C): the mean of the teacher's deepest features over the image, which tells of which class it is."""
+    return deepest.float().mean(dim=(2, 3))
 
 
 class Head(nn.Module):
@@ -40,13 +56,18 @@ class Head(nn.Module):
     def __init__(self, source: Backbone, readout: ReadOutName) -> None:
         super().__init__()
         self.standardize = nn.ModuleList(Standardize(count) for count in source.channels)
+        self.depth = len(source.layers)  # levels of a pyramid
         regional = RegionalReadOut(source.strides, source.channels[-1], source.offsets)
         self.readout = regional if readout == "regional" else ProductReadOut(source.strides)
 
     def forward(self, teacher: List[Tensor], student: List[Tensor]) -> Tuple[Tensor, Tensor]:
         """Read off the distances."""
-        score, anomaly_map = self.readout(self.distances(teacher, student), pooled(teacher))
+        score, anomaly_map = self.readout(*self.seen(teacher, student))
         return score, anomaly_map
+
+    def seen(self, teacher: List[Tensor], student: List[Tensor]) -> Tuple[List[Tensor], Tensor]:
+        """What is read off: distance maps (N, 1, h, w), and the pooled features (N, C)."""
+        return self.distances(teacher, student), pooled(teacher[self.depth - 1])
 
     def targets(self, teacher: List[Tensor]) -> List[Tensor]:
         """What the student learns: the teacher's features, standardised."""
@@ -62,11 +83,87 @@ class Head(nn.Module):
 
     def fit_targets(self, teacher: Iterable[List[Tensor]]) -> None:
         """Fit the scale of what the student is to learn, to the teacher's features of batches of good images."""
-        fit_standardization([layer for layer in self.standardize if isinstance(layer, Standardize)], teacher)
+        fit_standardization(self.standardize, (levels[: self.depth] for levels in teacher))
 
-    def fit_readout(self, seen: Iterable[Tuple[List[Tensor], List[Tensor], Tensor]], classes: int) -> None:
-        """Fit the read-out to good images of so many classes: batches of both pyramids, with labels (N,)."""
-        self.readout.fit((Seen(self.distances(t, s), pooled(t), label) for t, s, label in seen), classes)
+    def fit_readout(self, features: Features, in_float: Features, good: GoodImages) -> None:
+        """Fit the read-out to good images.
+
+        Args:
+            features: what the network sees of images, (N, H, W, 3) uint8.
+            in_float: what it sees without quantization.
+            good: images of every class.
+        """
+        seen = (Seen(*self.seen(*features(batch.image)), batch.label) for batch in good)
+        self.readout.fit(seen, len(good.classes))
+
+
+class HeadWithBank(Head):
+    """A head that also puts each place beside a bank of good patches: one more distance map.
+
+    The teacher gives all of `Backbone.all_layers`: its pyramid, then the levels that only the bank reads.
+
+    Args:
+        source: the teacher's backbone.
+        size: how many patches of each class.
+    """
+
+    readout: JoinedReadOut
+
+    def __init__(self, source: Backbone, size: int) -> None:
+        super().__init__(source, "regional")
+        self.bank = Bank(source)
+        self.size = size
+        self.remembered = [source.all_layers.index(layer) for layer in source.bank_layers]
+        self.readout = JoinedReadOut(source)
+
+    def seen(self, teacher: List[Tensor], student: List[Tensor]) -> Tuple[List[Tensor], Tensor]:
+        """The distances from the bank come last."""
+        maps, deepest = super().seen(teacher, student)
+        label = nearest_class(deepest, self.readout.spread, self.readout.centroids)
+        return [*maps, self.bank(self.levels_of_bank(teacher), label)], deepest
+
+    def levels_of_bank(self, teacher: List[Tensor]) -> List[Tensor]:
+        """Those of the teacher's levels that the bank reads."""
+        return [teacher[place] for place in self.remembered]
+
+    def fit_readout(self, features: Features, in_float: Features, good: GoodImages) -> None:
+        """Choose patches, fit the read-out, and choose how far the bank is trusted.
+
+        Patches are those of the network in float: which ones lie farthest apart is shuffled by rounding.
+        Trust is chosen on copies with drawn defects of kinds that training does not draw.
+        """
+
+        def look(image: Tensor, features: Features = features) -> List[Tensor]:
+            teacher, student = features(image)
+            maps, deepest = super(HeadWithBank, self).seen(teacher, student)
+            return [*maps, self.bank.described(self.levels_of_bank(teacher)), deepest]
+
+        self.bank.fit_projection(self.levels_of_bank(in_float(batch.image)[0]) for batch in good)
+        self.bank.choose(good, lambda image: look(image, in_float), self.size)
+        self.readout.fit(self.bank.beside_others(good, look), len(good.classes))
+        some = good.first_of_each_class(TRIED)
+        drawn = [some.with_drawn(draw) for draw in (with_faint_defects, with_warps)]
+        self.readout.fit_trust(*(self.bank.beside_others(images, look) for images in (some, *drawn)))
+
+
+def head_of(source: Backbone, readout: ReadOutName, bank: int) -> Head:
+    """The head of a model with a bank of so many patches of each class, or with none.
+
+    Raises:
+        UserError: a negative number, or a bank with the read-out of the paper, which has no place for it.
+    """
+    if bank < 0:
+        raise UserError(f"--model.bank {bank}: give a number of patches, or 0 for no bank")
+    if bank and readout == "paper":
+        raise UserError("--model.readout paper has no place for a bank: give --model.bank 0")
+    return HeadWithBank(source, bank) if bank else Head(source, readout)
+
+
+def teacher_of(backbone: str, weights: str, bank: int) -> FeaturePyramid:
+    """The frozen teacher of a model with such a head; see `FeaturePyramid`."""
+    source = backbone_of(backbone)
+    layers = source.all_layers if bank else source.layers
+    return FeaturePyramid(backbone, weights, layers).requires_grad_(False).eval()
 
 
 class PyramidNetwork(nn.Module, abc.ABC):
@@ -81,7 +178,7 @@ class PyramidNetwork(nn.Module, abc.ABC):
     head: Head
 
     @abc.abstractmethod
-    def features(self, image: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+    def features(self, image: Tensor) -> Pyramids:
         """The pyramids of teacher and student."""
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Iterable, List, Sequence
+from typing import Iterable, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +47,9 @@ class Standardize(nn.Module):
 
 
 @torch.no_grad()
-def fit_standardization(layers: Sequence[Standardize], batches: Iterable[List[Tensor]]) -> None:
-    """Fit a layer for each level to the features (N, C, h, w) of good images, level by level in each batch."""
-    count = 0
+def fit_standardization(layers: Iterable[nn.Module], batches: Iterable[List[Tensor]]) -> None:
+    """Fit a `Standardize` for each level to the features (N, C, h, w) of good images, level by level in each batch."""
+    layers, count = list(layers), 0
     sums = [torch.zeros(())] * len(layers)
     squares = list(sums)
     for features in batches:
@@ -59,6 +59,7 @@ def fit_standardization(layers: Sequence[Standardize], batches: Iterable[List[Te
             square = values.double().square().mean(dim=(2, 3), keepdim=True)
             squares[level] = squares[level] + square.sum(dim=0, keepdim=True)
     for level, layer in enumerate(layers):
+        assert isinstance(layer, Standardize)
         mean = sums[level] / count
         std = (squares[level] / count - mean.square()).clamp_min(0.0).sqrt()
         layer.mean.copy_(mean)
@@ -91,8 +92,14 @@ def enlarge(maps: Tensor, scale: float) -> Tensor:
     return F.interpolate(maps, scale_factor=float(scale), mode="bilinear", align_corners=False)
 
 
-def pixel_count(maps: Tensor) -> int:
-    """How many pixels a map (..., h, w) has: a constant of an exported graph, whose image has a fixed size."""
+def fixed_shape(maps: Tensor) -> Tuple[int, int, int]:
+    """C, h and w of maps (N, C, h, w): constants of an exported graph, whose image has a fixed size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        return int(maps.shape[-2]) * int(maps.shape[-1])
+        return int(maps.shape[1]), int(maps.shape[2]), int(maps.shape[3])
+
+
+def pixel_count(maps: Tensor) -> int:
+    """How many pixels maps (N, C, h, w) have; see `fixed_shape`."""
+    _, height, width = fixed_shape(maps)
+    return height * width

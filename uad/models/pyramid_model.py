@@ -59,5 +59,5 @@ class PyramidModel(Model):
     @torch.no_grad()
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:
         """Fit the read-out to training images: there are more of them."""
-        seen = ((*self.network.features(batch.image), batch.label) for batch in training)
-        self.network.head.fit_readout(seen, len(training.classes))
+        features = self.network.features
+        self.network.head.fit_readout(features, self.features_in_float or features, training)

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export import readout
+from uad.models.backbones import Backbone
 from uad.models.layers import back_by, enlarge, gaussian, pixel_count
 
 SMOOTHING = 1.0  # standard deviation of the Gaussian on the joined map, in map pixels
 TOP_FRACTION = 0.003  # of the joined map's pixels, whose mean is the score
+TRUSTS = (0.8, 0.5, 0.0)  # of a bank beside a student; the first unless another is clearly better
 ReadOutName = Literal["regional", "paper"]
 Pixels = npt.NDArray[np.float64]
 
@@ -161,12 +163,15 @@ class RegionalReadOut(nn.Module):
     def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
         """The class is looked up once, the statistics level by level: an exported graph then needs no Slice."""
         nearest = nearest_class(pooled, self.spread, self.centroids)
-        excesses = [level(values, nearest) for level, values in zip(self.levels, maps)]
-        joined = functools.reduce(operator.add, excesses)
+        joined = self.joined([level(values, nearest) for level, values in zip(self.levels, maps)], nearest)
         anomaly_map = F.conv2d(joined, self.blur, padding=self.blur.shape[-1] // 2) * self.border
         top = max(1, round(TOP_FRACTION * pixel_count(anomaly_map)))
         score = torch.topk(anomaly_map.flatten(1), top, dim=1).values.mean(dim=1)
         return score, anomaly_map.squeeze(1)
+
+    def joined(self, excesses: List[Tensor], nearest: Tensor) -> Tensor:
+        """What the levels say of each place, (N, 1, H, W) each, and the class of each image (N,) -> the same."""
+        return functools.reduce(operator.add, excesses)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Seen], classes: int) -> None:
@@ -194,6 +199,66 @@ class RegionalReadOut(nn.Module):
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
         take_shapes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class JoinedReadOut(RegionalReadOut):
+    """The levels of a student and, as the last one, a bank of patches, which is trusted class by class.
+
+    Squared excesses grow without bounds, and a sum of two follows the one that shouts. So their logarithms are joined,
+    log(1 + excess): `1 - trust` of the student's and `trust` of the bank's, which is a weighted product.
+
+        trust        (classes, 1, 1, 1) in the bank, one of `TRUSTS`
+
+    Args:
+        source: the teacher's backbone.
+    """
+
+    trust: Tensor
+
+    def __init__(self, source: Backbone) -> None:
+        strides, offsets = (*source.strides, source.strides[-1]), (*source.offsets, source.offsets[-1])
+        super().__init__(strides, source.channels[-1], offsets)
+        self.register_buffer("trust", torch.full((1, 1, 1, 1), TRUSTS[0]))
+
+    def joined(self, excesses: List[Tensor], nearest: Tensor) -> Tensor:
+        """See the class."""
+        student, bank = super().joined(excesses[:-1], nearest), excesses[-1]
+        trust = self.trust[nearest]
+        return (1.0 - trust) * (1.0 + student).log() + trust * (1.0 + bank).log()
+
+    @torch.no_grad()
+    def fit_trust(self, good: Iterable[Seen], *kinds: Iterable[Seen]) -> None:
+        """Trust the bank less in a class where that parts drawn defects from good images clearly better.
+
+        Clearly: the AUROC, mean over the kinds, is greater by more than 0.5 / sqrt(images), about two standard errors
+        of a difference. Drawn defects flatter a student, which was trained on such, and few images say little.
+
+        Args:
+            good: good images of every class; the statistics are fitted before.
+            kinds: copies of them with drawn defects, of several kinds.
+        """
+        scores, label = self._tried(good)
+        of_kinds = [self._tried(each) for each in kinds]
+        chosen = []
+        for index in range(len(self.centroids)):
+            fine = scores[:, label == index]
+            tried = ([_auroc(*pair) for pair in zip(fine, drawn[:, of == index])] for drawn, of in of_kinds)
+            criterion = np.mean(list(tried), axis=0)
+            gain = criterion.max() - criterion[0]
+            chosen.append(TRUSTS[criterion.argmax()] if gain > 0.5 / fine.shape[1] ** 0.5 else TRUSTS[0])
+        self.trust = torch.tensor(chosen, device=self.blur.device).reshape(-1, 1, 1, 1)
+
+    def _tried(self, batches: Iterable[Seen]) -> Tuple[Tensor, Tensor]:
+        """The scores with each of `TRUSTS` (trusts, N), and the labels (N,)."""
+        scores, labels = [], []
+        for maps, pooled, label in batches:
+            labels.append(label)
+            of_trusts = []
+            for trust in TRUSTS:
+                self.trust = torch.full((len(self.centroids), 1, 1, 1), trust, device=self.blur.device)
+                of_trusts.append(self(maps, pooled)[0])
+            scores.append(torch.stack(of_trusts))
+        return torch.cat(scores, dim=1), torch.cat(labels)
 
 
 class Level(nn.Module):
@@ -229,6 +294,12 @@ class Level(nn.Module):
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
         take_shapes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _auroc(good: Tensor, defective: Tensor) -> float:
+    """The part of the pairs in which the defective one scores higher; half of those that are equal."""
+    above = defective[:, None] - good
+    return float((above > 0).float().mean() + 0.5 * (above == 0).float().mean())
 
 
 def take_shapes(module: nn.Module, state_dict: Dict[str, Any], prefix: str) -> None:

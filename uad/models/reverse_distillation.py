@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from uad.data.batches import Batch
-from uad.models.backbones import FeaturePyramid, backbone_of
-from uad.models.head import Head, PyramidNetwork, distance
+from uad.models.backbones import backbone_of
+from uad.models.head import PyramidNetwork, Pyramids, distance, head_of, teacher_of
 from uad.models.layers import Normalize
 from uad.models.pyramid_model import PyramidModel
 from uad.models.readout import ReadOutName
@@ -144,18 +144,18 @@ class Decoder(nn.Module):
 class EncoderDecoder(PyramidNetwork):
     """The student sees the teacher's features alone."""
 
-    def __init__(self, backbone: str, weights: str, upsampling: Upsampling, readout: ReadOutName) -> None:
+    def __init__(self, backbone: str, weights: str, upsampling: Upsampling, readout: ReadOutName, bank: int) -> None:
         super().__init__()
         source = backbone_of(backbone)
         self.normalize = Normalize(source.mean, source.std)
-        self.teacher = FeaturePyramid(backbone, weights).requires_grad_(False).eval()
+        self.teacher = teacher_of(backbone, weights, bank)
         self.student = Decoder(backbone, upsampling)
-        self.head = Head(source, readout)
+        self.head = head_of(source, readout, bank)
 
-    def features(self, image: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+    def features(self, image: Tensor) -> Pyramids:
         """The pyramids of teacher and student."""
         teacher = self.teacher(self.normalize(image))
-        return teacher, self.student(*teacher)
+        return teacher, self.student(*teacher[: self.head.depth])
 
 
 class ReverseDistillation(PyramidModel):
@@ -169,6 +169,7 @@ class ReverseDistillation(PyramidModel):
         upsampling: transposed convolutions, or resize and convolution.
         loss: flattened, one distance of all the features of a level, or by position.
         readout: how the distances become a map and a score: regional, or as in the STFPM paper, their product.
+        bank: as in STFPM.
 
     Raises:
         UserError: an unknown backbone, weights that do not fit, or a negative number.
@@ -185,10 +186,11 @@ class ReverseDistillation(PyramidModel):
         upsampling: Upsampling = "transposed",
         loss: Literal["position", "flattened"] = "flattened",
         readout: ReadOutName = "regional",
+        bank: int = 0,
     ) -> None:
         config = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, upsampling=upsampling)
-        network = EncoderDecoder(backbone, weights, upsampling, readout)
-        super().__init__("reverse_distillation", network, {**config, "loss": loss, "readout": readout})
+        network = EncoderDecoder(backbone, weights, upsampling, readout, bank)
+        super().__init__("reverse_distillation", network, {**config, "loss": loss, "readout": readout, "bank": bank})
         self.image_multiple *= 2  # the embedding lies at half the deepest level
         self.is_flattened = loss == "flattened"
 
@@ -203,5 +205,5 @@ class ReverseDistillation(PyramidModel):
     @torch.no_grad()
     def targets(self, image: Tensor) -> List[Tensor]:
         """The teacher's features, which the decoder is given, too."""
-        features: List[Tensor] = self.network.teacher(self.network.normalize(image))
-        return features
+        levels: List[Tensor] = self.network.teacher(self.network.normalize(image))
+        return levels[: self.network.head.depth]

@@ -15,7 +15,7 @@ Differs from it so that one model can serve many classes in a few epochs:
 - AdamW and one cycle of the learning rate (Smith and Topin, 2018) instead of SGD for 100 epochs.
 """
 
-from typing import List, Tuple
+from typing import List
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from uad.data.batches import Batch
 from uad.models.backbones import FeaturePyramid, backbone_of
-from uad.models.head import Head, PyramidNetwork
+from uad.models.head import PyramidNetwork, Pyramids, head_of, teacher_of
 from uad.models.layers import Normalize
 from uad.models.pyramid_model import PyramidModel
 from uad.models.readout import ReadOutName
@@ -32,15 +32,15 @@ from uad.models.readout import ReadOutName
 class StudentTeacher(PyramidNetwork):
     """Teacher and student both see the image."""
 
-    def __init__(self, backbone: str, weights: str, readout: ReadOutName = "regional") -> None:
+    def __init__(self, backbone: str, weights: str, readout: ReadOutName = "regional", bank: int = 0) -> None:
         super().__init__()
         source = backbone_of(backbone)
         self.normalize = Normalize(source.mean, source.std)
-        self.teacher = FeaturePyramid(backbone, weights).requires_grad_(False).eval()
+        self.teacher = teacher_of(backbone, weights, bank)
         self.student = FeaturePyramid(backbone, "none")
-        self.head = Head(source, readout)
+        self.head = head_of(source, readout, bank)
 
-    def features(self, image: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+    def features(self, image: Tensor) -> Pyramids:
         """The pyramids of teacher and student."""
         pixels = self.normalize(image)
         return self.teacher(pixels), self.student(pixels)
@@ -55,6 +55,7 @@ class STFPM(PyramidModel):
         lr: the greatest learning rate of the cycle.
         weight_decay: of AdamW.
         readout: how the distances become a map and a score: regional, or as in the paper, their product.
+        bank: how many good patches of each class are kept beside the student (`uad.models.bank`); 0 for none.
 
     Raises:
         UserError: an unknown backbone, weights that do not fit, or a negative number.
@@ -70,9 +71,10 @@ class STFPM(PyramidModel):
         lr: float = 3e-3,
         weight_decay: float = 1e-4,
         readout: ReadOutName = "regional",
+        bank: int = 0,
     ) -> None:
-        config = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, readout=readout)
-        super().__init__("stfpm", StudentTeacher(backbone, weights, readout), config)
+        config = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, readout=readout, bank=bank)
+        super().__init__("stfpm", StudentTeacher(backbone, weights, readout, bank), config)
 
     def loss(self, batch: Batch) -> Tensor:
         """How far the student's features are from the teacher's; the student may be shown drawn defects."""

@@ -51,7 +51,11 @@ def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
     model, data = setup.model, setup.data
     _check_size(model, data)
     data.check()
-    if has_no_length(setup):
+    learns = model.steps > 0
+    if not learns and not has_no_length(setup):
+        text = "this model takes no steps: max_epochs, max_steps and max_time of --trainer change nothing"
+        warnings.warn(text, UadWarning, stacklevel=2)
+    if learns and has_no_length(setup):
         settings["trainer"]["max_epochs"] = setup.trainer.fit_loop.max_epochs = epochs_of(setup)
     record = Record(settings, images_of(data))
     begin(folder, record)
@@ -60,7 +64,8 @@ def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
     with whole_float32():
         model.prepare(data.some_for_training(model.images_of_each_class, "Preparing").on(model.device))
     is_quantized = model.quantization is not None
-    if not (is_quantized and setup.trainer.max_epochs == 0):  # then the quantizers are all that is wanted
+    # With no epoch of quantization-aware training, the quantizers are all that is wanted.
+    if learns and not (is_quantized and setup.trainer.max_epochs == 0):
         _keep_targets(setup, folder, record)
         _learn(setup, folder, EpochTable(folder / "train.csv", []), keep_start=is_quantized)
     finish(model.to(device_of(setup)), data, false_positive_rate, folder)

@@ -12,7 +12,7 @@ from torch import Tensor
 from engines.errors import UserError
 from engines.graph import backbone_convolutions, constants
 from engines.metadata import SIMULATED
-from export.bias import CORRECTION_IMAGES, by_depth, correct_biases
+from export.bias import CORRECTION_IMAGES, BiasCorrection, by_depth
 from export.calibrate import calibrator as calibrator_of
 from export.equalize import equalize
 from export.onnx import export_network
@@ -88,6 +88,8 @@ class QuantizationAware(Model):
         self.reference = fold(start.network).requires_grad_(False)
         self.network = fold(start.network)
         self.trained = [name for name in parts_of(self.network) if is_trained(getattr(self.network, name))]
+        if not self.trained:
+            raise UserError(f"{ckpt} holds nothing that is trained: uad export --precision int8 quantizes it")
         self.quantization = Quantization(bits, {})
         self.description = {
             name: getattr(start.info, name) for name in ("model", "backbone", "map_stride", "mean", "std")
@@ -124,7 +126,8 @@ class QuantizationAware(Model):
         if self.bits == 8:
             some = images[:: -(-len(images) // CORRECTION_IMAGES)]  # they lie class by class
             with progress("Correcting biases", len(by_depth(model))) as step:
-                self._take(correct_biases(model, insert_qdq(model, amax, placement)[0], some, step), (2,))
+                quantized = insert_qdq(model, amax, placement)[0]
+                self._take(BiasCorrection(model, some).correct(quantized, step), (2,))
         self._quantize(amax)
 
     def _take(self, model: onnx.ModelProto, inputs: Sequence[int]) -> None:
@@ -164,7 +167,7 @@ class QuantizationAware(Model):
         """The model that was trained in float, with the quantized network."""
         model = model_class(self.start.model).from_config(self.config)
         model.take_size(*self.start.size)
-        model.network = self.network
+        model.network, model.features_in_float = self.network, self.reference.features
         return model
 
     def configure_optimizers(self) -> Any:

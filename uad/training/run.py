@@ -78,11 +78,8 @@ def place_for(out: Path, overwrite: bool) -> Path:
     """The folder to train a new run in: `out`, or one inside it, so that the run that is there stays until the end.
 
     Raises:
-        UserError: it cannot be written to, a run lies there and may not be replaced, or other things do.
+        UserError: a run lies there and may not be replaced, or other things do.
     """
-    make_folder(next(folder for folder in (out, *out.absolute().parents) if folder.exists()))
-    if not out.is_dir():
-        return out
     inside = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     begun = (out / RECORD).is_file() or (out / CONFIG).is_file()
     if begun and ((out / LAST).exists() or (out / MODEL).exists()):

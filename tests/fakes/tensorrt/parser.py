@@ -20,6 +20,7 @@ LAYERS = {
     "Relu": "ACTIVATION",
     "Clip": "ACTIVATION",
     "Sqrt": "UNARY",
+    "Log": "UNARY",
     "Concat": "CONCATENATION",
     "Transpose": "SHUFFLE",
     "Resize": "RESIZE",
@@ -31,6 +32,8 @@ LAYERS = {
     "ReduceSum": "REDUCE",
     "ReduceMean": "REDUCE",
     "ReduceMax": "REDUCE",
+    "ReduceMin": "REDUCE",
+    "MatMul": "MATRIX_MULTIPLY",
     "GlobalAveragePool": "REDUCE",
     "TopK": "TOPK",
     "ArgMin": "TOPK",
@@ -128,7 +131,7 @@ class OnnxParser(Guarded):
                 return
             inputs = [tensors[node.input[0]] if node.input[0] in tensors else constant(node.input[0], index)]
             kind = LAYERS[node.op_type]
-            if kind in ("ELEMENTWISE", "GATHER", "QUANTIZE", "DEQUANTIZE"):
+            if kind in ("ELEMENTWISE", "GATHER", "MATRIX_MULTIPLY", "QUANTIZE", "DEQUANTIZE"):
                 rank = max(len(shapes[n][1] if n in shapes else values[n].shape) for n in node.input)
                 inputs = []
                 for name in node.input[:2]:

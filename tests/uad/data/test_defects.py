@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uad.data.defects import with_defects, with_defects_to_restore, with_faint_defects
+from uad.data.defects import with_defects, with_defects_to_restore, with_faint_defects, with_warps
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 96), (256, 256)])
@@ -63,6 +63,30 @@ def test_a_faint_defect_is_half_transparent() -> None:
     images = np.stack([np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 200, np.uint8)] * 10)
     bright = with_faint_defects(images)[1::2]
     assert 75 <= bright.min() <= 125  # half of what is under, half of a black patch, and a step of at most 25
+
+
+def test_a_warp_bends_one_spot_on_the_part_and_adds_no_colour() -> None:
+    images = np.full((40, 128, 96, 3), 250, np.uint8)
+    images[:, 40:90, 30:70] = np.random.default_rng(0).integers(60, 120, (40, 50, 40, 3), np.uint8)
+    before = images.copy()
+    changed = with_warps(images)
+    assert changed.dtype == np.uint8 and (changed != images).any(axis=(1, 2, 3)).all()
+    for image, after in zip(images, changed):
+        rows, columns = np.nonzero((np.abs(image.astype(int) - after) > 2).any(axis=2))
+        assert max(np.ptp(rows), np.ptp(columns)) < 8 * 128 / 16 and after.min() >= 60 and after.max() <= 250
+        assert (image == after).all(axis=2).mean() > 0.5
+    np.testing.assert_array_equal(images, before)
+    np.testing.assert_array_equal(changed, with_warps(images))
+    assert (with_warps(images, seed=1) != changed).any()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_line_is_bent_by_as_much_as_is_said(axis: int) -> None:
+    """By hand: the middle of a spot comes from 1/64 to 1/24 of the height away, what is far stays."""
+    images = np.zeros((30, 192, 192, 3), np.uint8)
+    images += np.moveaxis(np.arange(192, dtype=np.uint8)[:, None, None], 0, axis)  # a pixel says its row, or column
+    moved = np.abs(with_warps(images).astype(int) - images).max(axis=(1, 2, 3))
+    assert moved.max() <= 8 and moved.max() >= 5 and (moved == 0).mean() < 0.2
 
 
 def test_a_defect_to_restore_is_a_patch_or_an_ellipse_of_a_colour_that_is_near() -> None:

@@ -45,6 +45,8 @@ from uad.training.fold import fold, parts_of  # noqa: E402
 SIZE = (64, 96)  # not square
 CLASSES = ["bolt", "nut"]
 PRECISIONS = ("fp32", "fp16", "int8")
+TRAINED = [name for name in models() if name != "patchcore"]
+READ_OUTS = [name for name in MODELS if name != "patchcore"]  # those with a read-out of the paper
 # Of the scores, relative to the module's: float32 sums in another order; 11 bits of significand in the backbone; and
 # INT8, of which no more is asked here than that it is the same model.
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "int8": 0.6}
@@ -52,6 +54,7 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "int8": 0.6}
 SETTINGS: dict[str, dict[str, Any]] = {
     name: {"backbone": "efficientnet_lite0", "weights": "imagenet"} for name in MODELS
 }
+SETTINGS["patchcore"]["bank"] = SETTINGS["reverse_distillation"]["bank"] = 60
 SETTINGS["efficient_ad"] = {"weights": "none"}
 SETTINGS["uninformed_students"] = {"weights": "none", "network": "patch17"}
 FRESH = "import sys; from uad.training.torch_engine import TorchEngine; print(TorchEngine(sys.argv[1]).info.precision)"
@@ -75,9 +78,14 @@ class Made:
 
 def small(name: str, **more: Any) -> Any:
     torch.manual_seed(0)
-    model = model_class(name)(**SETTINGS.get(name, {}), **more)
+    model = model_class(name)(**{**SETTINGS.get(name, {}), **more})
     model.take_size(*SIZE)
     return model
+
+
+def without_bank(name: str, readout: str) -> dict[str, int]:
+    """The read-out of the paper has no place for one."""
+    return {"bank": 0} if readout == "paper" and "bank" in SETTINGS[name] else {}
 
 
 def nearly_learned(model: Any) -> Any:
@@ -120,7 +128,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (4, *SIZE, 3), np.uint8)
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_few_steps_lower_the_loss(name: str, images: np.ndarray) -> None:
     model = small(name)
     batch = Batch(torch.from_numpy(images[:2]), torch.tensor([0, 1]))
@@ -137,7 +145,7 @@ def test_a_few_steps_lower_the_loss(name: str, images: np.ndarray) -> None:
     assert min(losses[3:]) < losses[0]
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", TRAINED)
 def test_gradients_reach_what_is_trained_and_nothing_else(name: str, images: np.ndarray) -> None:
     model = small(name)
     batch = Batch(torch.from_numpy(images), torch.tensor([0, 1, 0, 1]))
@@ -179,7 +187,10 @@ def test_an_engine_scores_as_the_module_does(made: Made, precision: str) -> None
     with engines.load(made.onnx(precision), "onnxruntime") as engine:
         found = engine.infer(images)
     assert np.isfinite(found.score).all() and np.isfinite(found.anomaly_map).all()
-    np.testing.assert_allclose(found.score, expected, rtol=TOLERANCES[precision])
+    tolerance = TOLERANCES[precision]
+    # A bank gives these less than one deviation, whose square is nearly 0.
+    has_bank = "bank" in SETTINGS.get(made.name, {})
+    np.testing.assert_allclose(found.score, expected, rtol=tolerance, atol=tolerance if has_bank else 0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -221,7 +232,7 @@ def test_the_description_travels(made: Made) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_real_training_and_one_under_fake_quantization_end_in_a_file(name: str, tmp_path: Path) -> None:
     for class_name in CLASSES:
         make_class(tmp_path / "images", class_name, train=8)
@@ -237,6 +248,9 @@ def test_a_real_training_and_one_under_fake_quantization_end_in_a_file(name: str
     fit(FitOptions(out=out, ckpt=ckpt, data=data, model={"calibration_images": 8}, trainer=trainer))
     done = subprocess.run([sys.executable, "-c", FRESH, str(out / "model.ckpt")], capture_output=True, text=True)
     assert done.stdout.strip() == "int8 simulated", done.stderr
+    before, after = (load_checkpoint(path).network.state_dict() for path in (ckpt, out / "model.ckpt"))
+    if "head.bank.weight" in before:  # that of the network in float; a component may change its sign
+        torch.testing.assert_close(after["head.bank.weight"].abs(), before["head.bank.weight"].abs(), rtol=0, atol=1e-3)
     export(ExportOptions(out / "model.ckpt", out / "int8.onnx", precision="int8"))
     info = read_info(out / "int8.onnx")
     # Of two classes of 8 images one each is held out; 14 make three batches of 4.
@@ -248,7 +262,7 @@ def test_a_model_from_a_checkpoint_opens_no_file(made: Made) -> None:
     model_class(made.name).from_config(config)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", READ_OUTS)
 @pytest.mark.parametrize("readout", ["regional", "paper"])
 def test_no_image_sets_both_the_read_out_and_a_threshold(
     name: str, readout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -257,7 +271,7 @@ def test_no_image_sets_both_the_read_out_and_a_threshold(
         make_class(tmp_path / "images", each, train=10, masks=False)
     data = AnomalyData(tmp_path / "images", image_size=SIZE, held_out=0.4)
     data.setup("fit")
-    model = small(name, readout=readout)
+    model = small(name, readout=readout, **without_bank(name, readout))
     model.take_size(*SIZE)
     model.prepare(data.some_for_training(4, ""))
     looked_at: list[torch.Tensor] = []
@@ -279,9 +293,9 @@ def test_no_image_sets_both_the_read_out_and_a_threshold(
     assert all(set(digests) <= set(everything[each]) for each, digests in held_out.items())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", READ_OUTS)
 def test_the_read_out_of_the_paper_is_a_model_too(name: str, images: np.ndarray) -> None:
-    model = small(name, readout="paper").eval()
+    model = small(name, readout="paper", **without_bank(name, "paper")).eval()
     good = GoodImages(torch.from_numpy(images), torch.tensor([0, 1, 0, 1]), CLASSES)
     model.prepare(good)
     model.fit_readout(good, good)

@@ -11,8 +11,9 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
+from uad.models.backbones import backbone_of  # noqa: E402
 from uad.models.layers import back_by  # noqa: E402
-from uad.models.readout import ProductReadOut, RegionalReadOut, Seen  # noqa: E402
+from uad.models.readout import TRUSTS, JoinedReadOut, ProductReadOut, RegionalReadOut, Seen  # noqa: E402
 
 SIDE = 64  # of the image
 CLASSES = 2
@@ -99,3 +100,45 @@ def test_a_distance_below_the_mean_of_good_images_is_no_anomaly() -> None:
     readout.fit([good], CLASSES)
     score, anomaly_map = readout([0.0 * values for values in good.maps], good.pooled)
     assert anomaly_map.max() == 0 and score.max() == 0
+
+
+def joined_and_seen(count: int) -> tuple[JoinedReadOut, Seen]:
+    """A read-out of four levels, fitted to good images; the last level is that of a bank."""
+    good = seen((4, 8, 16, 16), count)
+    readout = JoinedReadOut(backbone_of("mobilenet_v2"))
+    readout.fit([good], CLASSES)
+    return readout, good
+
+
+def defective(good: Seen, student: float, bank: float, of_class: int) -> Seen:
+    """The maps of one class, times these in one spot."""
+    maps = [values.clone() for values in good.maps]
+    for values, factor in zip(maps, (student, student, student, bank)):
+        values[good.label == of_class, :, : values.shape[2] // 4, : values.shape[3] // 4] *= factor
+    return Seen(maps, good.pooled, good.label)
+
+
+def test_a_joined_map_is_a_weighted_sum_of_logarithms() -> None:
+    readout, good = joined_and_seen(12)
+    readout.trust = torch.tensor([0.8, 0.0]).view(-1, 1, 1, 1)
+    bad = defective(good, 3.0, 2.0, 0)
+    excesses = [level(values, bad.label).numpy() for level, values in zip(readout.levels, bad.maps)]
+    student, bank = np.log1p(sum(excesses[:3])), np.log1p(excesses[3])
+    trust = np.array([0.8, 0.0])[bad.label][:, None, None, None]
+    expected = torch.from_numpy((1 - trust) * student + trust * bank).float()
+    expected = F.conv2d(expected, readout.blur, padding=readout.blur.shape[-1] // 2) * readout.border
+    torch.testing.assert_close(readout(bad.maps, bad.pooled)[1], expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_bank_is_trusted_less_where_the_student_is_clearly_better() -> None:
+    readout, good = joined_and_seen(80)
+    kinds = [defective(good, 1.15, 1.0, 1), defective(good, 1.2, 1.0, 1)]  # what the bank does not see, in one class
+    kinds = [defective(kind, 1.0, 1.3, 0) for kind in kinds]  # and what the student does not, in the other
+    readout.fit_trust([good], *([kind] for kind in kinds))
+    assert [round(each, 3) for each in readout.trust.flatten().tolist()] == [TRUSTS[0], 0.0]
+
+
+def test_few_images_do_not_shake_the_trust() -> None:
+    readout, good = joined_and_seen(4)  # two of each class: 0.5 / sqrt(2) = .35
+    readout.fit_trust([good], [defective(good, 1.15, 1.0, 1)])
+    assert readout.trust.flatten().tolist() == pytest.approx([TRUSTS[0]] * 2)

@@ -19,6 +19,7 @@ pytest.importorskip("lightning")
 from small_fit import FIT  # noqa: E402
 
 from engines.errors import OutputError  # noqa: E402
+from engines.files import only_writer  # noqa: E402
 from uad import cli  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training import run as run_folder  # noqa: E402
@@ -40,6 +41,15 @@ def tensors(out: Path, name: str = "model.ckpt") -> dict[str, Any]:
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_folder_takes_one_training_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with only_writer(out):
+        assert cli.main(fit_arguments(tmp_path, out)) == 2
+    assert f"process {os.getpid()} of " in capsys.readouterr().err
+    assert cli.main(fit_arguments(tmp_path / "no", tmp_path / "new")) == 2 and not (tmp_path / "new").exists()
 
 
 def stopped_after(epochs: int, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:

@@ -20,9 +20,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" --longest 5
 
-# Some CPUs with AVX2 alone train the convolutions of PDN thirty times slower: a longer limit for each test.
+# Those that train take longer on a slow CPU: a longer limit for each.
 test-all: .venv/installed
-	$(BIN)/python -m pytest $(IN_PARALLEL) --durations 30 --timeout 1200
+	$(BIN)/python -m pytest $(IN_PARALLEL) --durations 30 --timeout 600
 
 jetson: .venv-jetson/installed
 	.venv-jetson/bin/python --version

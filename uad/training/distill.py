@@ -36,6 +36,7 @@ from uad.models.layers import Normalize, Standardize, back_by, fit_standardizati
 from uad.models.patch_networks import network_of, patch_network
 from uad.training.checkpoint import PROGRAM, write_tensors
 from uad.training.distillation import Distillation
+from uad.training.precision import precision_on
 
 GREY = 0.1  # of the batches
 SAVED_EVERY = 100  # steps, after which a killed distillation loses nothing
@@ -140,7 +141,8 @@ def distill(what: Distillation, images: Sequence[Sample], out: Path, step_done: 
     student = Student(what, source.channels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source.to(device), student.to(device)
-    bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=what.precision == "bf16-mixed")
+    precision = precision_on(device, what.precision)
+    bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     optimizer = torch.optim.AdamW(student.parameters(), what.lr, weight_decay=1e-5)
     part, settings = out.with_name(f"{out.name}.part"), {**dataclasses.asdict(what), "images": len(images)}
     start, errors = 0, torch.zeros(0)

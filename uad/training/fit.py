@@ -29,9 +29,10 @@ from uad.models.base import Model
 from uad.progress import progress
 from uad.training.callbacks import Checkpoints, EpochTable, SeededSteps, SyntheticAuroc, rows_until
 from uad.training.checkpoint import save_checkpoint, write_tensors
+from uad.training.precision import whole_float32
 from uad.training.run import BEST, LAST, MODEL, TARGETS, Record, begin, check_images, images_of
 from uad.training.settings import Setup
-from uad.training.torch_engine import TorchEngine, whole_float32
+from uad.training.torch_engine import TorchEngine
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 100  # where the steps of a model decide: of many images, and of few
 

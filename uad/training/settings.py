@@ -25,6 +25,7 @@ from uad.data.module import AnomalyData
 from uad.models import model_class
 from uad.models.base import Model
 from uad.training.callbacks import Bar, WholeFiles
+from uad.training.precision import precision_on
 
 DEFAULT_MODEL = "stfpm"
 WANTED = {
@@ -167,7 +168,7 @@ def _check_trainer(trainer: Dict[str, Any], may_stand_still: bool) -> None:
 
 
 def _trainer(settings: Dict[str, Any], folder: Path) -> Trainer:
-    """Lightning's trainer, which writes into the folder of the run.
+    """Lightning's trainer, which writes into the folder of the run, in a precision that its device computes.
 
     Raises:
         UserError: it takes more than one device.
@@ -182,7 +183,9 @@ def _trainer(settings: Dict[str, Any], folder: Path) -> Trainer:
     trainer = Trainer(**changed)
     if trainer.world_size > 1:
         raise UserError(f"--trainer.devices {settings['devices']}: training takes one device")
-    return trainer
+    wanted = str(settings["precision"])
+    precision = precision_on(trainer.strategy.root_device, wanted)
+    return trainer if precision == wanted else Trainer(**{**changed, "precision": precision})
 
 
 def help_text(name: Optional[str], ckpt: Optional[Path]) -> str:

@@ -1,7 +1,7 @@
 """A checkpoint as an engine."""
 
 from pathlib import Path
-from typing import ContextManager, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
 import torch
@@ -9,13 +9,9 @@ import torch
 from engines.base import Engine, Prediction
 from engines.metadata import ModelInfo
 from uad.training.checkpoint import load_checkpoint
+from uad.training.precision import whole_float32
 
 CPU = torch.device("cpu")
-
-
-def whole_float32() -> ContextManager[None]:
-    """Let an NVIDIA GPU round the factors of its convolutions to no TF32 (10 bits), in which they are else computed."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 class TorchEngine(Engine):

@@ -33,6 +33,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def a_scale_of_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder has ten; the large network is what takes the time."""
+    monkeypatch.setattr(distill, "SCALE_IMAGES", 16)
+
+
 def run(images: Path, out: Path, *flags: object) -> dict[str, Any]:
     arguments = ["distill", "--images", str(images), "--out", str(out), *SMALL, *map(str, flags)]
     assert cli.main(arguments) == 0
@@ -112,7 +118,7 @@ def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(
     network: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable[..., str]
 ) -> None:
     monkeypatch.setattr(distill, "SAVED_EVERY", 2)
-    monkeypatch.setattr(distill, "SCALE_IMAGES", 4)
+    monkeypatch.setattr(distill, "SCALE_IMAGES", 4)  # one batch
     flags = ("--network", network, "--steps", "5")
     whole, asked, batch = run(images, tmp_path / "whole.pth", *flags), [], distill._batch
 

@@ -15,10 +15,25 @@ from engines.model_file import read_info
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of N images; higher is more anomalous. The arrays belong to the caller."""
+    """What a model says of N images. The arrays belong to the caller; the fields are `engines.metadata.OUTPUTS`."""
 
-    score: np.ndarray  # (N,) float32
+    score: np.ndarray  # (N,) float32; higher is more anomalous
     anomaly_map: np.ndarray  # (N, h, w) float32
+    class_index: Optional[np.ndarray] = None  # (N,) int32, index in `ModelInfo.classes`; None where it tells no class
+    class_distance: Optional[np.ndarray] = None  # (N,) float32, from that class: 1 is the farthest good image
+
+    def __getitem__(self, part: slice) -> "Prediction":
+        """What it says of some of the images."""
+        values: Dict[str, Any] = {name: None if value is None else value[part] for name, value in vars(self).items()}
+        return Prediction(**values)
+
+
+def _together(parts: Sequence[Prediction]) -> Prediction:
+    joined: Dict[str, Any] = {}
+    for name in vars(parts[0]):
+        values = [getattr(part, name) for part in parts]
+        joined[name] = None if values[0] is None else np.concatenate(values)
+    return Prediction(**joined)
 
 
 class Engine(abc.ABC):
@@ -91,10 +106,8 @@ class Engine(abc.ABC):
             if missing:
                 part = np.concatenate([part, np.zeros((missing, *expected), np.uint8)])
             prediction = self.run(np.ascontiguousarray(part))
-            kept = self.batch - missing
-            parts.append(Prediction(prediction.score[:kept], prediction.anomaly_map[:kept]))
-        score, anomaly_map = ([getattr(part, name) for part in parts] for name in ("score", "anomaly_map"))
-        prediction = parts[0] if len(parts) == 1 else Prediction(np.concatenate(score), np.concatenate(anomaly_map))
+            parts.append(prediction[: self.batch - missing])
+        prediction = parts[0] if len(parts) == 1 else _together(parts)
         self._check(prediction, names)
         return prediction
 
@@ -104,10 +117,17 @@ class Engine(abc.ABC):
             shape = prediction.anomaly_map.shape[1:]
             raise ModelFileError(f"{self.path} gives a map of {shape}, by its description {(height, width)}")
         finite = np.isfinite(prediction.score) & np.isfinite(prediction.anomaly_map).all(axis=(1, 2))
+        if prediction.class_distance is not None:
+            finite &= np.isfinite(prediction.class_distance)
         if not finite.all():
             first = int(np.argmin(finite))
             image = names[first] if names else f"image {first}"
             raise NotFiniteError(f"{self.path} gives {image} a score that is not finite: train or export it again")
+        seen = prediction.class_index
+        if seen is not None and not (seen.min() >= 0 and seen.max() < len(self.info.classes)):
+            raise ModelFileError(
+                f"{self.path} sees classes {seen.min()} to {seen.max()}: it has {', '.join(self.info.classes)}"
+            )
 
     def __enter__(self) -> "Engine":
         return self

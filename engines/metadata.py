@@ -11,8 +11,12 @@ from engines.images import DEPTHS
 
 PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 SIMULATED = " simulated"  # behind the precision of a checkpoint that was trained under fake quantization
-FORMAT = 4  # 3 told how to draw the held-out images again, in place of which they were
-READ = (3, FORMAT)
+# 3 told how to draw the held-out images again, in place of which they were; 4 and before, no class.
+FORMAT = 5
+READ = (3, 4, FORMAT)
+# What a graph gives, in this order: score and anomaly map, where it knows classes the index of the class that it sees,
+# and where it can tell, how far the image is from that class.
+OUTPUTS = ("score", "anomaly_map", "class_index", "class_distance")
 DIGEST = 16  # hexadecimal digits of a digest of a file's content
 # The greatest that a file may ask for, so that a small one cannot take all of the memory before its weights are seen.
 MOST_PIXELS = 4096  # pixels of one side of the input
@@ -63,7 +67,12 @@ class ModelInfo:
     residual_scales: Dict[str, float] = dataclasses.field(default_factory=dict)
     # Those that `uad threshold` replaced first: class -> threshold, and "" -> that of an unknown class.
     former_thresholds: Optional[Dict[str, float]] = None
+    former_limits: Optional[Dict[str, float]] = None
     weight_bits: int = 8  # bits of INT8 weights: 7 leaves room in the 16-bit sums of x86 without VNNI (engines/cpu.py)
+    outputs: List[str] = dataclasses.field(default_factory=lambda: list(OUTPUTS[:2]))  # of the graph, see `OUTPUTS`
+    # Class -> class distance beyond which an image that is seen as this class is of none that is known. Empty where the
+    # graph gives no class distance.
+    limits: Dict[str, float] = dataclasses.field(default_factory=dict)
     checkpoint_sha256: str = ""
     versions: Dict[str, str] = dataclasses.field(default_factory=dict)  # package -> version that wrote the file
     format: int = FORMAT
@@ -76,6 +85,11 @@ class ModelInfo:
     def threshold_of(self, class_name: Optional[str]) -> float:
         """The threshold of a class, or the global one where the class is None or not known to the model."""
         return self.thresholds.get(class_name, self.threshold) if class_name else self.threshold
+
+    def is_unknown(self, class_name: Optional[str], class_distance: Optional[float]) -> bool:
+        """Whether an image that is seen as this class, so far from it, is of no class that is known."""
+        limit = self.limits.get(class_name) if class_name else None
+        return limit is not None and class_distance is not None and class_distance > limit
 
     def depth_of(self, class_name: Optional[str]) -> int:
         """How many bits of a 16-bit file are used; where the class is not known, as many as in every class, or 16."""
@@ -166,6 +180,10 @@ def _check(info: ModelInfo) -> None:
     for name, depth in info.depths.items():
         _require(name in names and depth in DEPTHS, f"the depth of {name} is {depth}")
     _require(info.weight_bits in (7, 8), f"weight_bits is {info.weight_bits}")
+    known_outputs = [list(OUTPUTS[:count]) for count in range(2, len(OUTPUTS) + 1)]
+    _require(info.outputs in known_outputs, f"its outputs are {', '.join(info.outputs)}")
+    _require(set(info.limits) <= set(names), "limits must be of the classes")
+    _require(set(info.former_limits or ()) <= set(names), "former_limits must be of the classes")
     for name, value in info.residual_scales.items():
         _require(value > 0, f"the scale of {name} is {value}")
 

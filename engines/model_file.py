@@ -3,6 +3,7 @@
 Imports onnx where it is used, so that `engines` starts without it.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, Optional, Tuple, Union
 
@@ -92,7 +93,7 @@ def info_of(model: "onnx.ModelProto", path: Union[str, Path]) -> ModelInfo:
 
 
 def save_model(model: "onnx.ModelProto", info: ModelInfo, path: Union[str, Path]) -> None:
-    """Check the graph, put the description into it, and write it whole or not at all.
+    """Check the graph, put the description into it, with its outputs, and write it whole or not at all.
 
     Raises:
         ModelFileError: the graph holds values that are not finite, or is not what the description says.
@@ -100,6 +101,7 @@ def save_model(model: "onnx.ModelProto", info: ModelInfo, path: Union[str, Path]
     """
     import onnx
 
+    info = dataclasses.replace(info, outputs=[value.name for value in model.graph.output])
     _check_agreement(model, info, path)
     del model.metadata_props[:]
     model.metadata_props.add(key=KEY, value=info.to_json())
@@ -127,6 +129,11 @@ def _check_agreement(model: "onnx.ModelProto", info: ModelInfo, path: Union[str,
     for node in quantizers:
         if node.input[1] in values and not (values[node.input[1]] > 0).all():
             raise ModelFileError(f"{path}: {node.name} has a scale that is not above 0: export it again")
+    outputs = [value.name for value in model.graph.output]
+    if outputs != info.outputs:
+        raise ModelFileError(
+            f"{path} gives {', '.join(outputs)}, by its description {', '.join(info.outputs)}: export it again"
+        )
     shapes = {value.name: _sides(value) for value in (*model.graph.input, *model.graph.output)}
     expected = {"image": (*info.size, 3), "anomaly_map": tuple(side // info.map_stride for side in info.size)}
     for name, sides in expected.items():

@@ -38,12 +38,11 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # onnxruntime raises classes of its own for each status code
             raise ModelFileError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
         names = [value.name for value in (*self._session.get_inputs(), *self._session.get_outputs())]
-        if names != ["image", "score", "anomaly_map"]:
+        if names != ["image", *info.outputs]:
             raise ModelFileError(f"{path}: its inputs and outputs are {', '.join(names)}: export it again")
 
     def run(self, images: np.ndarray) -> Prediction:
-        score, anomaly_map = self._session.run(["score", "anomaly_map"], {"image": images})
-        return Prediction(score, anomaly_map)
+        return Prediction(*self._session.run(self.info.outputs, {"image": images}))
 
     def close(self) -> None:
         self._session, self.closed = None, True

@@ -62,7 +62,7 @@ class OpenVinoEngine(Engine):
             results = request.infer({"image": images}, share_inputs=True, share_outputs=False)
         finally:
             self._requests.put(request)
-        return Prediction(results["score"], results["anomaly_map"])
+        return Prediction(*(results[name] for name in self.info.outputs))
 
     def close(self) -> None:
         self._requests, self.closed = queue.SimpleQueue(), True

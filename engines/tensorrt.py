@@ -15,7 +15,13 @@ from engines.errors import ModelFileError, RuntimeNotInstalled, UserError
 from engines.plan_file import PlanInfo, read_plan
 
 INPUT = "image"
-TENSORS = {INPUT: np.uint8, "score": np.float32, "anomaly_map": np.float32}
+TENSORS = {
+    INPUT: np.uint8,
+    "score": np.float32,
+    "anomaly_map": np.float32,
+    "class_index": np.int32,
+    "class_distance": np.float32,
+}
 OLDEST = (8, 5)
 PARTS = ("copy_in", "compute", "copy_out")
 
@@ -152,8 +158,13 @@ class TensorRtEngine(Engine):
             raise UserError(f"{path}: the GPU has no room to run it ({self._logger.last}): close what else uses it")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         types = {name: self._engine.get_tensor_dtype(name) for name in names}
-        kinds = {np.uint8: tensorrt.DataType.UINT8, np.float32: tensorrt.DataType.FLOAT}
-        if types != {name: kinds[dtype] for name, dtype in TENSORS.items()}:
+        kinds = {
+            np.uint8: tensorrt.DataType.UINT8,
+            np.float32: tensorrt.DataType.FLOAT,
+            np.int32: tensorrt.DataType.INT32,
+        }
+        tensors = {name: TENSORS[name] for name in (INPUT, *self.info.outputs)}
+        if types != {name: kinds[dtype] for name, dtype in tensors.items()}:
             raise ModelFileError(f"{path} is not a plan of uad: its inputs and outputs are {', '.join(names)}")
         if -1 in tuple(self._engine.get_tensor_shape(INPUT)):
             shape = (self.batch, *self.info.size, 3)
@@ -162,7 +173,7 @@ class TensorRtEngine(Engine):
         self._stream = self._cuda.Stream()
         self._marks = [self._cuda.Event() for _ in range(len(PARTS) + 1)]
         self._host: Dict[str, np.ndarray] = {}
-        for name, dtype in TENSORS.items():
+        for name, dtype in tensors.items():
             self._host[name] = self._cuda.pagelocked_empty(tuple(self._execution.get_tensor_shape(name)), dtype)
             self._buffers[name] = self._cuda.mem_alloc(self._host[name].nbytes)
             self._execution.set_tensor_address(name, int(self._buffers[name]))
@@ -176,7 +187,7 @@ class TensorRtEngine(Engine):
                 self._run(images)
         except self._cuda.Error as error:
             raise UserError(f"the GPU failed while it ran the plan ({error})") from error
-        return Prediction(self._host["score"].copy(), self._host["anomaly_map"].copy())
+        return Prediction(*(self._host[name].copy() for name in self.info.outputs))
 
     def _run(self, images: np.ndarray) -> None:
         np.copyto(self._host[INPUT], images)
@@ -186,9 +197,8 @@ class TensorRtEngine(Engine):
         if not self._execution.execute_async_v3(self._stream.handle):
             raise UserError(f"TensorRT cannot run the plan ({self._logger.last})")
         self._mark(2)
-        for name in TENSORS:
-            if name != INPUT:
-                self._cuda.memcpy_dtoh_async(self._host[name], self._buffers[name], self._stream)
+        for name in self.info.outputs:
+            self._cuda.memcpy_dtoh_async(self._host[name], self._buffers[name], self._stream)
         self._mark(3)
         self._stream.synchronize()
 

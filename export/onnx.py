@@ -1,6 +1,6 @@
 """A trained torch network to a float32 ONNX graph with the project's contract.
 
-`image` uint8 (N, H, W, 3) in; `score` float32 (N,) and `anomaly_map` float32 (N, h, w) out.
+`image` uint8 (N, H, W, 3) in; out come as many of `engines.metadata.OUTPUTS` as the network gives.
 """
 
 import warnings
@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from engines.graph import bypass, in_backbone
+from engines.metadata import OUTPUTS
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def export_network(
     convolution before it, where that was not done before.
 
     Args:
-        network: maps (N, H, W, 3) uint8 to a score (N,) and a map (N, h, w), in evaluation mode.
+        network: see `uad.models.base.Model`; it is put in evaluation mode.
         size: (H, W).
         beside: the network that the graph is to agree with; by default the one that is traced.
 
@@ -41,13 +42,15 @@ def export_network(
     import torch
 
     image = torch.zeros((1, *size, 3), dtype=torch.uint8)
-    names = ["image", "score", "anomaly_map"]
+    network = network.eval().float().cpu()
     buffer = io.BytesIO()
     try:
+        with torch.inference_mode():
+            names = ["image", *OUTPUTS[: len(network(image))]]
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always")
             torch.onnx.export(
-                network.eval().float().cpu(),
+                network,
                 (image,),
                 buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes a stream
                 input_names=names[:1],
@@ -90,7 +93,7 @@ def _check_agreement(model: onnx.ModelProto, network: "nn.Module", size: Tuple[i
     """Run a random image and a smooth one through both, as one batch, so that a fixed batch size would be found.
 
     Raises:
-        ExportError: score or map differ by more than `TOLERANCE`, or are not finite.
+        ExportError: an output differs by more than `TOLERANCE`, or is not finite.
     """
     import onnxruntime
     import torch
@@ -100,17 +103,17 @@ def _check_agreement(model: onnx.ModelProto, network: "nn.Module", size: Tuple[i
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-        outputs = session.run(["score", "anomaly_map"], {"image": images})
+        outputs = session.run(None, {"image": images})
     except Exception as error:  # onnxruntime raises classes of its own for each status code
         raise ExportError(f"ONNX Runtime cannot run the graph ({str(error).splitlines()[0]})") from error
     with torch.inference_mode():
         expected = [output.numpy() for output in network(torch.from_numpy(images))]
-    for name, one, other in zip(("score", "anomaly_map"), outputs, expected):
+    for name, one, other in zip(OUTPUTS, outputs, expected):
         if not np.isfinite(other).all():
             raise ExportError(f"the {name} of a test image is not finite: train the model again")
         if one.shape != other.shape:
             raise ExportError(f"the {name} of the graph has the shape {one.shape}, in torch {other.shape}")
-        difference = np.abs(one - other).reshape(len(images), -1).max(axis=1)
+        difference = np.abs(one.astype(np.float64) - other).reshape(len(images), -1).max(axis=1)
         largest = np.abs(other).reshape(len(images), -1).max(axis=1)
         if (difference > TOLERANCE * largest + 1e-6).any():
             raise ExportError(f"the {name} of the graph is not that of torch: it differs by {difference.max():.3g}")

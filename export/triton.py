@@ -20,6 +20,7 @@ from export.errors import ExportError
 
 BACKENDS = {"onnxruntime": "KIND_CPU", "openvino": "KIND_CPU", "tensorrt": "KIND_GPU"}  # and what they run on
 CONFIG = "config.pbtxt"
+TYPES = {"class_index": "TYPE_INT32"}  # of outputs; the others are TYPE_FP32
 MOST_AT_ONCE = 8  # images of one run of an .onnx file, which takes any number
 DELAY_US = 2000  # that a request waits for others, to be run with them, microseconds
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # of a model: it becomes a part of URLs
@@ -59,8 +60,8 @@ def write_repository(
 def configuration(name: str, info: ModelInfo, plan: Optional[PlanInfo], backend: str) -> str:
     """The text of config.pbtxt.
 
-    The server adds requests up to batches where the file takes more than one number of images. Classes, thresholds
-    and depths travel as parameters, so that a client needs no other file.
+    The server adds requests up to batches where the file takes more than one number of images. Classes in the order of
+    `class_index`, thresholds, limits and depths travel as parameters, so that a client needs no other file.
     """
     least, most = (1, MOST_AT_ONCE) if plan is None else (plan.batch["min"], plan.batch["max"])
     batches = least < most
@@ -70,12 +71,15 @@ def configuration(name: str, info: ModelInfo, plan: Optional[PlanInfo], backend:
     lines += [f"max_batch_size: {most if batches else 0}"]
     fixed: List[int] = [] if batches else [most]
     lines += _tensor("input", "image", "TYPE_UINT8", [*fixed, *info.size, 3])
-    lines += _tensor("output", "score", "TYPE_FP32", fixed)
-    lines += _tensor("output", "anomaly_map", "TYPE_FP32", [*fixed, height, width])
+    for output in info.outputs:
+        sides = [height, width] if output == "anomaly_map" else []
+        lines += _tensor("output", output, TYPES.get(output, "TYPE_FP32"), [*fixed, *sides])
     if batches:
         lines += [f"dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US} }}"]
     lines += [f"instance_group [ {{ count: 1 kind: {BACKENDS[backend]} }} ]"]
-    lines += _parameters({**_thresholds(info), "depths": info.depths, "precision": info.precision})
+    lines += _parameters(
+        {**_thresholds(info), "classes": info.classes, "depths": info.depths, "precision": info.precision}
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -102,7 +106,8 @@ def rewrite_thresholds(model: Path, info: ModelInfo) -> None:
 
 
 def _thresholds(info: ModelInfo) -> Dict[str, Any]:
-    return {"thresholds": info.thresholds, "threshold": info.threshold}
+    limits = {"limits": info.limits} if info.limits else {}
+    return {"thresholds": info.thresholds, "threshold": info.threshold, **limits}
 
 
 def _parameters(values: Dict[str, Any]) -> List[str]:

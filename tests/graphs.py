@@ -1,14 +1,15 @@
 """Tiny ONNX graphs of the project's contract, with the node names that torch's exporter gives.
 
-`image` uint8 (N, H, W, 3) -> /normalize/... -> /teacher/... and /student/... -> /head/... -> `score` (N,) and
-`anomaly_map` (N, h, w). Two backbones stand for the real ones: `residual` for ResNet (max pooling, an identity block, a
-downsampling block) and `inverted` for MobileNetV2 (Clip, depthwise convolutions, linear bottlenecks).
+`image` uint8 (N, H, W, 3) -> /normalize/... -> /teacher/... and /student/... -> /head/... -> `score` (N,),
+`anomaly_map` (N, h, w), and with a read-out `class_index` and `class_distance` (N,). Two backbones stand for the real
+ones: `residual` for ResNet (max pooling, an identity block, a downsampling block) and `inverted` for MobileNetV2 (Clip,
+depthwise convolutions, linear bottlenecks).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,25 @@ class Builder:
         scales = self.constant(f"{place}.scales", np.array([1, 1, factor, factor], np.float32))
         return self.node("Resize", [x, "", scales], place, mode=mode, coordinate_transformation_mode="half_pixel")
 
-    def finish(self, pixels: str) -> onnx.ModelProto:
-        """Score and map from a distance map (N, 1, h, w); then the whole graph."""
+    def tell_class(self, nearest: str, distances: str) -> list[onnx.ValueInfoProto]:
+        """The outputs `class_index`, and `class_distance` as of a bank: see `uad.models.bank.middle_distance`."""
+        self.node("Cast", [nearest], "head/class", output="class_index", to=TensorProto.INT32)
+        flat = self.node("Flatten", [distances], "head/class", axis=1)
+        k = self.constant("head.class.k", np.array([(self.size // 8) ** 2 // 2]))
+        names = [f"/head/class/TopK_output_{index}" for index in range(2)]
+        self.nodes.append(helper.make_node("TopK", [flat, k], names, name="/head/class/TopK", axis=1, largest=0))
+        middle = self.node("ReduceMax", names[:1], "head/class", axes=[1], keepdims=0)
+        farthest = self.constant("head.bank.farthest", np.array([0.5, 0.8], np.float32))
+        of_class = self.node("Gather", [farthest, nearest], "head/class", axis=0)
+        root = self.node("Sqrt", [middle], "head/class")
+        self.node("Div", [root, of_class], "head/class", output="class_distance")
+        return [
+            helper.make_tensor_value_info("class_index", TensorProto.INT32, ["batch"]),
+            helper.make_tensor_value_info("class_distance", TensorProto.FLOAT, ["batch"]),
+        ]
+
+    def finish(self, pixels: str, more: Sequence[onnx.ValueInfoProto] = ()) -> onnx.ModelProto:
+        """Score and map from a distance map (N, 1, h, w); then the whole graph, with more outputs behind these."""
         flat = self.node("Flatten", [pixels], "head", axis=1)
         top = helper.make_node(
             "TopK",
@@ -132,6 +150,7 @@ class Builder:
             [
                 helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
                 helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", "height", "width"]),
+                *more,
             ]
         )
 
@@ -213,7 +232,10 @@ def tiny(backbone: str = "residual", size: int = SIZE, seed: int = 0) -> onnx.Mo
 
 
 def with_readout(backbone: str = "residual", size: int = SIZE, seed: int = 0) -> onnx.ModelProto:
-    """A whole float32 model whose head has a regional read-out of two classes; see `uad.models.readout`."""
+    """A whole float32 model whose head has a regional read-out of two classes, and tells the class of an image.
+
+    See `uad.models.readout`.
+    """
     b = Builder(seed, size)
     x = b.normalize()
     teacher, student = (FEATURES[backbone](b, x, net) for net in ("teacher", "student"))
@@ -239,7 +261,7 @@ def with_readout(backbone: str = "residual", size: int = SIZE, seed: int = 0) ->
         excess = excess if level == 0 else b.upsample(excess, where)
         excess = b.node("Clip", [excess, b.constant(f"{where}.min", np.float32(0.0))], where)
         excesses.append(b.node("Mul", [excess, excess], where))
-    return b.finish(b.node("Add", excesses, "head/readout"))
+    return b.finish(b.node("Add", excesses, "head/readout"), b.tell_class(nearest, maps[1]))
 
 
 def tiny_info(size: int = SIZE, **changes: Any) -> ModelInfo:
@@ -319,7 +341,10 @@ def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     del observed.graph.output[:]
-    observed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+    observed.graph.output.extend(
+        helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), None) for name in names
+    )
     return observed
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import quantize, random_images, save_tiny, set_constant, tiny, tiny_info
+from graphs import quantize, random_images, save_tiny, set_constant, tiny, tiny_info, with_readout
 
 from engines.errors import ModelFileError
 from engines.graph import constants
-from engines.metadata import FORMAT, ModelInfo, is_defect
+from engines.metadata import FORMAT, OUTPUTS, ModelInfo, is_defect
 from engines.model_file import KEY, info_of, load_model, read_info, save_model
 from export.calibrate import calibrator
 
@@ -52,6 +52,47 @@ def test_a_file_from_before_float_layers_keeps_none() -> None:
     values = json.loads(FULL.to_json())
     del values["float_layers"]
     assert ModelInfo.from_json(json.dumps(values), "a.onnx") == dataclasses.replace(FULL, float_layers=[])
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_file_of_a_format_before_tells_no_class(version: int) -> None:
+    values = json.loads(described(format=version))
+    for name in ("outputs", "limits", "former_limits"):
+        del values[name]
+    info = ModelInfo.from_json(json.dumps(values), "a.onnx")
+    assert info == FULL and info.outputs == ["score", "anomaly_map"] and not info.is_unknown("bolt", 99.0)
+
+
+def test_an_image_beyond_the_limit_of_its_class_is_unknown() -> None:
+    info = tiny_info(limits={"bolt": 1.5})
+    assert info.is_unknown("bolt", 1.6) and not info.is_unknown("bolt", 1.5)
+    assert not info.is_unknown("nut", 9.0) and not info.is_unknown(None, 9.0) and not info.is_unknown("bolt", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"outputs": ["score", "map"]}, "its outputs are score, map"),
+        ({"outputs": ["score", "anomaly_map", "class_distance"]}, "its outputs are"),
+        ({"limits": {"cog": 1.0}}, "limits must be of the classes"),
+        ({"former_limits": {"cog": 1.0}}, "former_limits must be of the classes"),
+    ],
+)
+def test_what_no_graph_gives_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelFileError, match=said):
+        ModelInfo.from_json(described(**changes), "a.onnx")
+
+
+def test_a_graph_that_gives_other_outputs_than_it_says_is_refused(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "a.onnx", with_readout())
+    assert read_info(path).outputs == list(OUTPUTS)  # saved with what the graph gives
+    model = onnx.load(path)
+    del model.graph.output[2:]
+    onnx.save(model, path)
+    with pytest.raises(
+        ModelFileError, match=r"gives score, anomaly_map, by its description score, .*: export it again"
+    ):
+        read_info(path)
 
 
 def test_newer_format_is_refused() -> None:

@@ -33,7 +33,7 @@ pytest.importorskip("polygraphy", reason="polygraphy is not installed")
 
 import engines
 from engines.errors import OutputError, RuntimeNotInstalled, UserError
-from engines.metadata import ModelInfo
+from engines.metadata import OUTPUTS, ModelInfo
 from engines.plan_file import PlanInfo, read_description
 from engines.qdq import for_cpu, for_tensorrt
 from export.calibrate import calibrator
@@ -55,7 +55,7 @@ FakeGpu = Callable[..., "tuple[Any, Any]"]
 
 def model_of(precision: str) -> tuple[onnx.ModelProto, ModelInfo]:
     """A model with a regional read-out, in a precision and in the form for TensorRT."""
-    model, info = with_readout(), tiny_info(precision=precision)
+    model, info = with_readout(), tiny_info(precision=precision, outputs=list(OUTPUTS))
     if precision == "fp16":
         return to_float16(model), info
     if precision in ("int8", "mixed"):
@@ -169,7 +169,10 @@ def test_the_plan_computes_what_the_file_says(release: str, precision: str, fake
 def test_layers_that_the_file_keeps_in_float_are_bound_too(release: str, fake_gpu: FakeGpu, tmp_path: Path) -> None:
     trt, _ = fake_gpu(release)
     kept = ["/teacher/conv1/Conv", "/teacher/relu/Relu"]
-    model, info = to_float16(with_readout(), kept), tiny_info(precision="fp16", float_layers=kept)
+    model, info = (
+        to_float16(with_readout(), kept),
+        tiny_info(precision="fp16", float_layers=kept, outputs=list(OUTPUTS)),
+    )
     path = build_tiny(tmp_path / "a.plan", model, info)
     bound = {layer.name for layer in trt._builds[0].network._layers if layer.precision_is_set}
     assert bound >= set(kept) and "/student/conv1/Conv" not in bound
@@ -281,7 +284,7 @@ def test_an_implicit_plan_judges_as_the_file_with_nodes(
 ) -> None:
     trt, _ = fake_gpu(release)
     floats = with_readout(backbone)
-    quantized, info, _ = quantize(floats, tiny_info(), IMAGES, calibrator("minmax"))
+    quantized, info, _ = quantize(floats, tiny_info(outputs=list(OUTPUTS)), IMAGES, calibrator("minmax"))
     model = for_tensorrt(quantized)
     cache = tmp_path / "int8.cache" if by_cache else None
     path = build_tiny(tmp_path / "a.plan", model, info, implicit=True, calibration_cache=cache)

@@ -19,6 +19,7 @@ from PIL import Image
 import engines
 from engines.errors import UadWarning
 from engines.images import read_resized, resize
+from engines.metadata import OUTPUTS
 from engines.plan_file import PlanInfo
 from export.errors import ExportError
 from export.triton import configuration, rewrite_thresholds, write_repository
@@ -38,24 +39,26 @@ def parsed(text: str) -> Any:
 
 def test_a_repository_is_what_the_server_reads(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "parts.int8.onnx", with_readout())
-    info = tiny_info()
+    info = tiny_info(outputs=list(OUTPUTS), limits={"bolt": 1.05, "nut": 1.2})
     folder = write_repository(model, info, None, tmp_path / "models")
     assert folder == tmp_path / "models" / "parts.int8"
     assert (folder / "1" / "model.onnx").read_bytes() == model.read_bytes()
     config = parsed((folder / "config.pbtxt").read_text())
     assert (config.name, config.backend, config.max_batch_size) == ("parts.int8", "onnxruntime", 8)
     assert config.dynamic_batching.max_queue_delay_microseconds == 2000
-    assert json.loads(config.parameters["thresholds"].string_value) == info.thresholds
+    for name in ("thresholds", "limits", "classes"):
+        assert json.loads(config.parameters[name].string_value) == getattr(info, name)
 
 
 def test_names_types_and_shapes_are_those_of_the_file(tmp_path: Path) -> None:
     model = onnx.load(save_tiny(tmp_path / "a.onnx", with_readout()))
     types = {"TYPE_UINT8": onnx.TensorProto.UINT8, "TYPE_FP32": onnx.TensorProto.FLOAT}
+    types["TYPE_INT32"] = onnx.TensorProto.INT32
     schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
-    config = parsed(configuration("a", tiny_info(), None, "openvino"))
+    config = parsed(configuration("a", tiny_info(outputs=list(OUTPUTS)), None, "openvino"))
     values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
     told = {tensor.name: tensor for tensor in (*config.input, *config.output)}
-    assert set(told) == set(values) == {"image", "score", "anomaly_map"}
+    assert list(told) == list(values) == ["image", *OUTPUTS]
     for name, tensor in told.items():
         assert types[schema.DataType.Name(tensor.data_type)] == values[name].elem_type
         dims = [] if tensor.HasField("reshape") else list(tensor.dims)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 MARGIN = 1e-4  # of the greatest score, by which a threshold lies above it
+BEYOND = 1.05  # times the class distance of the farthest good image: there the unknown begins
 ArrayLike = npt.ArrayLike
 
 
@@ -65,6 +66,22 @@ def thresholds_at(scores_of_good: ArrayLike, classes: Sequence[str], false_posit
     """The threshold of each class, by `threshold_at`; `classes` are those of the images, one a score."""
     values, names = _scores(scores_of_good), np.asarray(classes)
     return {name: threshold_at(values[names == name], false_positive_rate) for name in sorted(set(classes))}
+
+
+def limits_at(distances: ArrayLike, classes: Sequence[str], known: Sequence[str]) -> dict[str, float]:
+    """Class -> the class distance beyond which an image is of no known class: `BEYOND` times the farthest good image.
+
+    Held-out images may lie farther than every image of training, which lie at 1 at most; not nearer than those counts.
+    So n images, of both, set the limit, and a further good image lies beyond it with probability 1/(n+1) at most.
+
+    Args:
+        distances: (n,) class distances of held-out good images, n >= 0.
+        classes: of each.
+        known: the classes that have a limit.
+    """
+    values, names = _scores(distances), np.asarray(classes)
+    farthest = {name: max([1.0, *values[names == name].tolist()]) for name in known}
+    return {name: BEYOND * distance for name, distance in farthest.items()}
 
 
 def paired_threshold(scores: ArrayLike, reference: ArrayLike, threshold: float) -> float:

@@ -1,5 +1,6 @@
 """What is exported: a checkpoint, traced to a float32 graph, or an ONNX file; and what becomes of it."""
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,8 @@ def load_source(path: Path) -> Source:
     network = checkpoint.network
     folded = network if checkpoint.quantization else fold(network)
     model = export_network(folded, checkpoint.info.size, beside=network)
-    return Source(path, model, checkpoint.info, checkpoint.quantization)
+    info = dataclasses.replace(checkpoint.info, outputs=[value.name for value in model.graph.output])
+    return Source(path, model, info, checkpoint.quantization)
 
 
 def with_learned_ranges(source: Source) -> Graph:

@@ -11,6 +11,7 @@ principal components, each divided by the root of its deviation: half way to the
 et al., 2021). What good images hardly vary in counts for more then, and a bank of MobileNetV2 is 3.5 times smaller.
 """
 
+import itertools
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import torch
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from engines.errors import UserError
 from uad.data.batches import GoodImages
 from uad.models.backbones import Backbone
-from uad.models.layers import fixed_shape
+from uad.models.layers import fixed_shape, pixel_count
 from uad.models.readout import Seen, take_shapes
 
 CANDIDATES = 40_000  # places of a class among which patches are chosen
 DIMENSIONS = 64  # D, of what describes a place
+MOST_OF_TOPK = 3840  # values that TopK of TensorRT gives
 # Images to other maps of them (N, 1, h, w), what describes their places (N, D, h, w), and their pooled features (N, C).
 Look = Callable[[Tensor], List[Tensor]]
 
@@ -35,6 +37,7 @@ class Bank(nn.Module):
         weight, bias  (D, C, 1, 1) and (D,), of the projection
         patches       (classes, D, K); a class with fewer repeats some
         squares       (classes, 1, K) their squared norms
+        farthest      (classes,) how far the farthest good image lies, see `class_distance`
 
     Args:
         source: the teacher's backbone, whose `bank_layers` give the levels.
@@ -44,6 +47,7 @@ class Bank(nn.Module):
     bias: Tensor
     patches: Tensor
     squares: Tensor
+    farthest: Tensor
     image_of: Tensor
 
     def __init__(self, source: Backbone) -> None:
@@ -54,11 +58,23 @@ class Bank(nn.Module):
         self.register_buffer("bias", torch.zeros(DIMENSIONS))
         self.register_buffer("patches", torch.zeros(1, DIMENSIONS, 1))
         self.register_buffer("squares", torch.zeros(1, 1, 1))
+        self.register_buffer("farthest", torch.ones(1))
         self.register_buffer("image_of", torch.zeros(1, 1, dtype=torch.int64), persistent=False)  # while it is made
 
     def forward(self, levels: List[Tensor], label: Tensor) -> Tensor:
         """Look up the patches of the class."""
         return squared_distances(self.described(levels), self.patches[label], self.squares[label])
+
+    def class_distance(self, distances: Tensor, label: Tensor) -> Tensor:
+        """How far whole images lie from the bank of their class, (N,) float32; 1 is the farthest good image.
+
+        The median of the distances of their places: a defect takes few of them, another part most.
+
+        Args:
+            distances: what this gives, (N, 1, h, w).
+            label: (N,) the class that each was put beside.
+        """
+        return middle_distance(distances) / self.farthest[label]
 
     def averaged(self, levels: List[Tensor]) -> Tensor:
         """(N, C, h, w): the levels averaged over 3 by 3 places, as in the paper, on the grid of the coarsest."""
@@ -115,6 +131,14 @@ class Bank(nn.Module):
             distances = distances_of_others(features, self.patches[index], self.image_of[index])
             yield Seen([*maps, distances], deepest, torch.full((len(distances),), index, device=distances.device))
 
+    @torch.no_grad()
+    def fit_farthest(self, seen: Iterable[Seen]) -> None:
+        """Learn how far good images of each class lie, of what `beside_others` gives."""
+        distances, labels = zip(*((middle_distance(maps[-1]), label) for maps, _, label in seen))
+        distance, label = torch.cat(distances), torch.cat(labels)
+        greatest = [distance[label == index].amax() for index in range(len(self.patches))]
+        self.farthest = torch.stack(greatest).clamp_min(1e-6)
+
     def set_patches(self, chosen: Sequence[Tuple[Tensor, Tensor]]) -> None:
         """Take the patches of each class (K, D), and the image that each is of (K,)."""
         most = max(len(patches) for patches, _ in chosen)
@@ -145,6 +169,17 @@ def squared_distances(features: Tensor, patches: Tensor, squares: Tensor) -> Ten
     nearest = (torch.matmul(-2.0 * places, patches) + squares).amin(dim=2)
     distances = (places.square().sum(dim=2) + nearest).clamp_min(0.0)
     return distances.reshape(-1, 1, height, width)
+
+
+def middle_distance(distances: Tensor) -> Tensor:
+    """The median (N,) of distances whose squares are given, (N, 1, h, w); that of means over few places if it is large.
+
+    It is the greatest of the lower half: TensorRT has TopK and no median. Its TopK gives `MOST_OF_TOPK` at most.
+    """
+    step = next(step for step in itertools.count(1) if pixel_count(distances) <= 2 * MOST_OF_TOPK * step**2)
+    places = F.avg_pool2d(distances, step) if step > 1 else distances
+    lower = torch.topk(places.flatten(1), (pixel_count(places) + 1) // 2, dim=1, largest=False).values
+    return lower.amax(dim=1).sqrt()
 
 
 @torch.no_grad()

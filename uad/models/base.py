@@ -17,9 +17,11 @@ class Model(LightningModule, abc.ABC):
 
     Attributes:
         network: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, h, w), float32, both >= 0; higher is more
-            anomalous, and the score is a mean of map pixels. It is exactly what is exported. Its children `normalize`
-            and `head` stay in float32. The parts between them can be traced by torch.fx, are folded and quantized, and
-            know nothing of it; a part holds layers, and is none itself. What only training needs, such as an attention
+            anomalous, and the score is a mean of map pixels. Behind them, where it knows classes, the index of the
+            class that it sees, (N,) int32. Behind that, where it can tell, how far each image is from that class, (N,)
+            float32, 1 for the farthest good image. It is exactly what is exported. Its children `normalize` and `head`
+            stay in float32. The parts between them can be traced by torch.fx, are folded and quantized, and know
+            nothing of it; a part holds layers, and is none itself. What only training needs, such as an attention
             block, belongs to the model instead.
         config: the arguments of the constructor, plain values.
         description: what `engines.ModelInfo` says of the network: model, backbone, map_stride, mean and std.

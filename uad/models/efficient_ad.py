@@ -37,7 +37,7 @@ from uad.models.base import not_negative
 from uad.models.layers import Normalize, Standardize
 from uad.models.patch_model import PatchModel
 from uad.models.patch_networks import PatchNetwork, network_of, patch_network, patch_teacher, pooled
-from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut
+from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut, read_off
 
 HARD = 0.001  # of the squared errors of a batch, which alone count
 CODE = 64  # numbers that the autoencoder keeps of an image
@@ -102,7 +102,7 @@ class Autoencoder(nn.Module):
 
 
 class EfficientADHead(nn.Module):
-    """What teacher, student and autoencoder say -> score (N,), anomaly map (N, H/4, W/4), float32."""
+    """What the three networks say -> score (N,), anomaly map (N, H/4, W/4), float32, and class index (N,)."""
 
     readout: ReadOut
 
@@ -116,10 +116,9 @@ class EfficientADHead(nn.Module):
         else:
             self.readout = ScaledReadOut(2, channels, quantiles)
 
-    def forward(self, teacher: Tensor, student: Tuple[Tensor, Tensor], restored: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, teacher: Tensor, student: Tuple[Tensor, Tensor], restored: Tensor) -> Tuple[Tensor, ...]:
         """Read off the distances."""
-        score, anomaly_map = self.readout(self.distances(teacher, student, restored), pooled(teacher))
-        return score, anomaly_map
+        return read_off(self.readout, self.distances(teacher, student, restored), pooled(teacher))
 
     def distances(self, teacher: Tensor, student: Tuple[Tensor, Tensor], restored: Tensor) -> List[Tensor]:
         """(N, 1, h, w) twice: of the student from the teacher, and from the autoencoder."""
@@ -130,7 +129,7 @@ class EfficientADHead(nn.Module):
 
 
 class ThreeNetworks(nn.Module):
-    """The network that is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, H/4, W/4)."""
+    """The network that is exported: (N, H, W, 3) uint8 RGB -> what the head gives."""
 
     def __init__(self, network: str, weights: str, readout: ReadOutName) -> None:
         super().__init__()
@@ -140,10 +139,10 @@ class ThreeNetworks(nn.Module):
         self.autoencoder = Autoencoder(network_of(network).channels)
         self.head = EfficientADHead(network_of(network), readout)
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Nothing is computed here."""
-        score, anomaly_map = self.head(*self.features(image))
-        return score, anomaly_map
+        judged: Tuple[Tensor, ...] = self.head(*self.features(image))
+        return judged
 
     def features(self, image: Tensor) -> Tuple[Tensor, Tuple[Tensor, Tensor], Tensor]:
         """What the three networks say."""

@@ -12,15 +12,7 @@ from uad.data.defects import with_faint_defects, with_warps
 from uad.models.backbones import Backbone, FeaturePyramid, backbone_of
 from uad.models.bank import Bank
 from uad.models.layers import Standardize, fit_standardization
-from uad.models.readout import (
-    JoinedReadOut,
-    ProductReadOut,
-    ReadOut,
-    ReadOutName,
-    RegionalReadOut,
-    Seen,
-    nearest_class,
-)
+from uad.models.readout import JoinedReadOut, ProductReadOut, ReadOut, ReadOutName, RegionalReadOut, Seen, read_off
 
 TRIED = 100  # images of each class, at most, on which trust in a bank is chosen
 Pyramids = Tuple[List[Tensor], List[Tensor]]  # of teacher and student, the finest level first
@@ -44,7 +36,7 @@ def pooled(deepest: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Feature pyramids of teacher and student -> score (N,), anomaly map (N, H/4, W/4), float32.
+    """Feature pyramids of teacher and student -> score (N,), anomaly map (N, H/4, W/4), float32, and class index (N,).
 
     Args:
         source: the teacher's backbone.
@@ -60,13 +52,12 @@ class Head(nn.Module):
         regional = RegionalReadOut(source.strides, source.channels[-1], source.offsets)
         self.readout = regional if readout == "regional" else ProductReadOut(source.strides)
 
-    def forward(self, teacher: List[Tensor], student: List[Tensor]) -> Tuple[Tensor, Tensor]:
+    def forward(self, teacher: List[Tensor], student: List[Tensor]) -> Tuple[Tensor, ...]:
         """Read off the distances."""
-        score, anomaly_map = self.readout(*self.seen(teacher, student))
-        return score, anomaly_map
+        return read_off(self.readout, *self.seen(teacher, student))
 
     def seen(self, teacher: List[Tensor], student: List[Tensor]) -> Tuple[List[Tensor], Tensor]:
-        """What is read off: distance maps (N, 1, h, w), and the pooled features (N, C)."""
+        """What the student's distances are read off from: maps (N, 1, h, w), and the pooled features (N, C)."""
         return self.distances(teacher, student), pooled(teacher[self.depth - 1])
 
     def targets(self, teacher: List[Tensor]) -> List[Tensor]:
@@ -116,11 +107,13 @@ class HeadWithBank(Head):
         self.remembered = [source.all_layers.index(layer) for layer in source.bank_layers]
         self.readout = JoinedReadOut(source)
 
-    def seen(self, teacher: List[Tensor], student: List[Tensor]) -> Tuple[List[Tensor], Tensor]:
-        """The distances from the bank come last."""
-        maps, deepest = super().seen(teacher, student)
-        label = nearest_class(deepest, self.readout.spread, self.readout.centroids)
-        return [*maps, self.bank(self.levels_of_bank(teacher), label)], deepest
+    def forward(self, teacher: List[Tensor], student: List[Tensor]) -> Tuple[Tensor, ...]:
+        """Read off the distances, of which those from the bank come last, and tell how far the class itself is."""
+        maps, deepest = self.seen(teacher, student)
+        label = self.readout.class_of(deepest)
+        distances = self.bank(self.levels_of_bank(teacher), label)
+        score, anomaly_map = self.readout([*maps, distances], label)
+        return score, anomaly_map, label.int(), self.bank.class_distance(distances, label)
 
     def levels_of_bank(self, teacher: List[Tensor]) -> List[Tensor]:
         """Those of the teacher's levels that the bank reads."""
@@ -135,12 +128,14 @@ class HeadWithBank(Head):
 
         def look(image: Tensor, features: Features = features) -> List[Tensor]:
             teacher, student = features(image)
-            maps, deepest = super(HeadWithBank, self).seen(teacher, student)
+            maps, deepest = self.seen(teacher, student)
             return [*maps, self.bank.described(self.levels_of_bank(teacher)), deepest]
 
         self.bank.fit_projection(self.levels_of_bank(in_float(batch.image)[0]) for batch in good)
         self.bank.choose(good, lambda image: look(image, in_float), self.size)
-        self.readout.fit(self.bank.beside_others(good, look), len(good.classes))
+        seen = list(self.bank.beside_others(good, look))
+        self.readout.fit(seen, len(good.classes))
+        self.bank.fit_farthest(seen)
         some = good.first_of_each_class(TRIED)
         drawn = [some.with_drawn(draw) for draw in (with_faint_defects, with_warps)]
         self.readout.fit_trust(*(self.bank.beside_others(images, look) for images in (some, *drawn)))
@@ -167,7 +162,7 @@ def teacher_of(backbone: str, weights: str, bank: int) -> FeaturePyramid:
 
 
 class PyramidNetwork(nn.Module, abc.ABC):
-    """A network that is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, H/4, W/4).
+    """A network that is exported: (N, H, W, 3) uint8 RGB -> what its head gives.
 
     Who derives from it gives it `normalize`, a frozen `teacher`, a `student`, a `head`, and says what they see.
     """
@@ -181,10 +176,10 @@ class PyramidNetwork(nn.Module, abc.ABC):
     def features(self, image: Tensor) -> Pyramids:
         """The pyramids of teacher and student."""
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Nothing is computed here: what is neither normalisation nor head is part of a backbone."""
-        score, anomaly_map = self.head(*self.features(image))
-        return score, anomaly_map
+        judged: Tuple[Tensor, ...] = self.head(*self.features(image))
+        return judged
 
     def train(self, mode: bool = True) -> "PyramidNetwork":
         """The teacher stays in evaluation mode: its batch statistics are ImageNet's."""

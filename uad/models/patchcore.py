@@ -26,11 +26,11 @@ from uad.models.bank import Bank
 from uad.models.base import Model
 from uad.models.head import pooled
 from uad.models.layers import Normalize
-from uad.models.readout import RegionalReadOut, nearest_class
+from uad.models.readout import RegionalReadOut
 
 
 class BankHead(nn.Module):
-    """Levels of features -> score (N,), anomaly map (N, H/16, W/16), float32.
+    """Levels of features -> score (N,), anomaly map (N, H/16, W/16), float32, class index and class distance (N,).
 
     Args:
         source: the teacher's backbone.
@@ -41,16 +41,16 @@ class BankHead(nn.Module):
         self.bank = Bank(source)
         self.readout = RegionalReadOut(source.bank_strides[-1:], source.bank_channels[-1], source.offsets[-1:])
 
-    def forward(self, levels: List[Tensor]) -> Tuple[Tensor, Tensor]:
+    def forward(self, levels: List[Tensor]) -> Tuple[Tensor, ...]:
         """Look the class up, and read off the distances from its bank."""
-        deepest = pooled(levels[-1])
-        label = nearest_class(deepest, self.readout.spread, self.readout.centroids)
-        score, anomaly_map = self.readout([self.bank(levels, label)], deepest)
-        return score, anomaly_map
+        label = self.readout.class_of(pooled(levels[-1]))
+        distances = self.bank(levels, label)
+        score, anomaly_map = self.readout([distances], label)
+        return score, anomaly_map, label.int(), self.bank.class_distance(distances, label)
 
 
 class BankNetwork(nn.Module):
-    """(N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, H/16, W/16)."""
+    """(N, H, W, 3) uint8 RGB -> what the head gives."""
 
     def __init__(self, backbone: str, weights: str) -> None:
         super().__init__()
@@ -64,10 +64,10 @@ class BankNetwork(nn.Module):
         levels: List[Tensor] = self.teacher(self.normalize(image))
         return levels
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Nothing is computed here."""
-        score, anomaly_map = self.head(self.features(image))
-        return score, anomaly_map
+        judged: Tuple[Tensor, ...] = self.head(self.features(image))
+        return judged
 
 
 class PatchCore(Model):
@@ -116,4 +116,6 @@ class PatchCore(Model):
             return [head.bank.described(levels), pooled(levels[-1])]
 
         head.bank.choose(training, look, int(self.config["bank"]))
-        head.readout.fit(head.bank.beside_others(training, look), len(training.classes))
+        seen = list(head.bank.beside_others(training, look))
+        head.readout.fit(seen, len(training.classes))
+        head.bank.fit_farthest(seen)

@@ -1,12 +1,12 @@
 """Distance maps to what is said of an image: the score (N,) and the anomaly map (N, h, w), float32.
 
-A read-out is a module of the head. It takes any number of distance maps (N, 1, h, w), the finest first, and the pooled
-features (N, C) that tell of which class an image is. Its map is on the finest grid.
+A read-out is a module of the head. It takes any number of distance maps (N, 1, h, w), the finest first, and the class
+of each image (N,), which it tells by the image's pooled features (N, C). Its map is on the finest grid.
 """
 
 import functools
 import operator
-from typing import Any, Callable, Dict, Iterable, List, Literal, NamedTuple, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Literal, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,11 +41,21 @@ def nearest_class(pooled: Tensor, spread: Tensor, centroids: Tensor) -> Tensor:
 class ReadOut(Protocol):
     """What every read-out offers."""
 
-    def __call__(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
+    def class_of(self, pooled: Tensor) -> Optional[Tensor]:
+        """The index of the class of each image, (N,) int64; None where classes do not matter to it."""
+
+    def __call__(self, maps: List[Tensor], label: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
         """Score (N,) and anomaly map (N, h, w)."""
 
     def fit(self, batches: Iterable[Seen], classes: int) -> None:
         """Learn what is needed of good images of so many classes."""
+
+
+def read_off(readout: ReadOut, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, ...]:
+    """What a head gives: score, anomaly map and, where the read-out knows classes, the class index (N,) int32."""
+    label = readout.class_of(pooled)
+    score, anomaly_map = readout(maps, label)
+    return (score, anomaly_map) if label is None else (score, anomaly_map, label.int())
 
 
 class ProductReadOut(nn.Module):
@@ -59,7 +69,10 @@ class ProductReadOut(nn.Module):
         super().__init__()
         self.scales = [stride / strides[0] for stride in strides]
 
-    def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
+    def class_of(self, pooled: Tensor) -> None:
+        """Every class is judged alike."""
+
+    def forward(self, maps: List[Tensor], label: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
         """The maps are brought to the finest grid first."""
         joined = enlarge(maps[0], self.scales[0]).clamp_min(0.0)
         for values, scale in zip(maps[1:], self.scales[1:]):
@@ -97,10 +110,13 @@ class ScaledReadOut(nn.Module):
         self.register_buffer("shift", torch.zeros(1, maps))
         self.register_buffer("unit", torch.ones(1, maps))
 
-    def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
-        """The class is looked up by its centroid."""
-        nearest = nearest_class(pooled, self.spread, self.centroids)
-        shift, unit = self.shift[nearest][..., None, None], self.unit[nearest][..., None, None]
+    def class_of(self, pooled: Tensor) -> Tensor:
+        """That of the nearest centroid."""
+        return nearest_class(pooled, self.spread, self.centroids)
+
+    def forward(self, maps: List[Tensor], label: Tensor) -> Tuple[Tensor, Tensor]:
+        """Each image is put on the scale of its class."""
+        shift, unit = self.shift[label][..., None, None], self.unit[label][..., None, None]
         joined = ((torch.cat(maps, dim=1) - shift) / unit).sum(dim=1).clamp_min(0.0)
         return joined.flatten(1).amax(dim=1), joined
 
@@ -160,16 +176,19 @@ class RegionalReadOut(nn.Module):
         self.register_buffer("border", torch.ones(1, 1, 1, 1))
         self.register_buffer("blur", gaussian(SMOOTHING))
 
-    def forward(self, maps: List[Tensor], pooled: Tensor) -> Tuple[Tensor, Tensor]:
-        """The class is looked up once, the statistics level by level: an exported graph then needs no Slice."""
-        nearest = nearest_class(pooled, self.spread, self.centroids)
-        joined = self.joined([level(values, nearest) for level, values in zip(self.levels, maps)], nearest)
+    def class_of(self, pooled: Tensor) -> Tensor:
+        """That of the nearest centroid."""
+        return nearest_class(pooled, self.spread, self.centroids)
+
+    def forward(self, maps: List[Tensor], label: Tensor) -> Tuple[Tensor, Tensor]:
+        """The statistics are looked up level by level: an exported graph then needs no Slice."""
+        joined = self.joined([level(values, label) for level, values in zip(self.levels, maps)], label)
         anomaly_map = F.conv2d(joined, self.blur, padding=self.blur.shape[-1] // 2) * self.border
         top = max(1, round(TOP_FRACTION * pixel_count(anomaly_map)))
         score = torch.topk(anomaly_map.flatten(1), top, dim=1).values.mean(dim=1)
         return score, anomaly_map.squeeze(1)
 
-    def joined(self, excesses: List[Tensor], nearest: Tensor) -> Tensor:
+    def joined(self, excesses: List[Tensor], label: Tensor) -> Tensor:
         """What the levels say of each place, (N, 1, H, W) each, and the class of each image (N,) -> the same."""
         return functools.reduce(operator.add, excesses)
 
@@ -220,10 +239,10 @@ class JoinedReadOut(RegionalReadOut):
         super().__init__(strides, source.channels[-1], offsets)
         self.register_buffer("trust", torch.full((1, 1, 1, 1), TRUSTS[0]))
 
-    def joined(self, excesses: List[Tensor], nearest: Tensor) -> Tensor:
+    def joined(self, excesses: List[Tensor], label: Tensor) -> Tensor:
         """See the class."""
-        student, bank = super().joined(excesses[:-1], nearest), excesses[-1]
-        trust = self.trust[nearest]
+        student, bank = super().joined(excesses[:-1], label), excesses[-1]
+        trust = self.trust[label]
         return (1.0 - trust) * (1.0 + student).log() + trust * (1.0 + bank).log()
 
     @torch.no_grad()
@@ -256,7 +275,7 @@ class JoinedReadOut(RegionalReadOut):
             of_trusts = []
             for trust in TRUSTS:
                 self.trust = torch.full((len(self.centroids), 1, 1, 1), trust, device=self.blur.device)
-                of_trusts.append(self(maps, pooled)[0])
+                of_trusts.append(self(maps, self.class_of(pooled))[0])
             scores.append(torch.stack(of_trusts))
         return torch.cat(scores, dim=1), torch.cat(labels)
 
@@ -285,9 +304,9 @@ class Level(nn.Module):
         self.register_buffer("std", torch.ones(1, 1, 1, 1))
         self.register_buffer("move", back_by(offset))
 
-    def forward(self, values: Tensor, nearest: Tensor) -> Tensor:
+    def forward(self, values: Tensor, label: Tensor) -> Tensor:
         """(N, 1, h, w) on its own grid, and the class of each image (N,) -> (N, 1, H, W) on the finest."""
-        mean, std = (enlarge(statistic[nearest], self.scale) for statistic in (self.mean, self.std))
+        mean, std = (enlarge(statistic[label], self.scale) for statistic in (self.mean, self.std))
         excess = enlarge((values - mean) / std, self.enlargement)
         return F.conv2d(excess, self.move, padding=self.move.shape[-1] // 2).clamp_min(0.0).square()
 

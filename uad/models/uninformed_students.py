@@ -28,7 +28,7 @@ from uad.models.base import not_negative
 from uad.models.layers import Normalize, Standardize
 from uad.models.patch_model import PatchModel
 from uad.models.patch_networks import PatchNetwork, network_of, patch_network, patch_teacher, pooled
-from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut
+from uad.models.readout import Pixels, ReadOut, ReadOutName, RegionalReadOut, ScaledReadOut, read_off
 
 STUDENTS = 3
 
@@ -39,7 +39,7 @@ def standardization(pixels: Pixels) -> Tuple[Pixels, Pixels]:
 
 
 class EnsembleHead(nn.Module):
-    """What the teacher and the students say -> score (N,), anomaly map (N, h, w), float32."""
+    """What the teacher and the students say -> score (N,), anomaly map (N, h, w), float32, and class index (N,)."""
 
     readout: ReadOut
 
@@ -52,10 +52,9 @@ class EnsembleHead(nn.Module):
         else:
             self.readout = ScaledReadOut(2, teacher.channels, standardization)
 
-    def forward(self, teacher: Tensor, students: List[Tensor]) -> Tuple[Tensor, Tensor]:
+    def forward(self, teacher: Tensor, students: List[Tensor]) -> Tuple[Tensor, ...]:
         """Read off the distances."""
-        score, anomaly_map = self.readout(self.distances(teacher, students), pooled(teacher))
-        return score, anomaly_map
+        return read_off(self.readout, self.distances(teacher, students), pooled(teacher))
 
     def distances(self, teacher: Tensor, students: List[Tensor]) -> List[Tensor]:
         """(N, 1, h, w) twice: of the mean of the students from the teacher, and of the students from their mean."""
@@ -66,7 +65,7 @@ class EnsembleHead(nn.Module):
 
 
 class TeacherAndStudents(nn.Module):
-    """The network that is exported: (N, H, W, 3) uint8 RGB -> score (N,), anomaly map (N, h, w)."""
+    """The network that is exported: (N, H, W, 3) uint8 RGB -> what the head gives."""
 
     def __init__(self, network: str, weights: str, readout: ReadOutName) -> None:
         super().__init__()
@@ -75,10 +74,10 @@ class TeacherAndStudents(nn.Module):
         self.students = nn.ModuleList(patch_network(network) for _ in range(STUDENTS))
         self.head = EnsembleHead(network_of(network), readout)
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Nothing is computed here."""
-        score, anomaly_map = self.head(*self.features(image))
-        return score, anomaly_map
+        judged: Tuple[Tensor, ...] = self.head(*self.features(image))
+        return judged
 
     def features(self, image: Tensor) -> Tuple[Tensor, List[Tensor]]:
         """What the teacher says, and each student."""

@@ -6,9 +6,8 @@ import warnings
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -16,14 +15,14 @@ from torch import Tensor
 from engines.errors import UadWarning, UserError
 from engines.files import write_json
 from engines.images import RESIZE_RULE
-from engines.metadata import MOST_PIXELS, ModelInfo
+from engines.metadata import MOST_PIXELS, OUTPUTS, ModelInfo
 from uad.data.batches import BATCH
 from uad.data.cache import kept_targets, key_of
 from uad.data.folder import test_samples
 from uad.data.module import AnomalyData
 from uad.errors import TrainingError
 from uad.evaluation.evaluate import evaluate
-from uad.evaluation.thresholds import rates_of_few, threshold_at, thresholds_at
+from uad.evaluation.thresholds import limits_at, rates_of_few, threshold_at, thresholds_at
 from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress
@@ -200,8 +199,13 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
         model.fit_readout(training, held_out.at(of_readout))
         held_out = held_out.at(of_thresholds)
         with torch.inference_mode():
-            scores = np.concatenate([model.network(batch.image)[0].cpu().numpy() for batch in held_out])
-    names = [held_out.classes[label] for label in held_out.label]
+            judged = zip(*(model.network(batch.image) for batch in held_out))
+            outputs = dict(zip(OUTPUTS, (torch.cat(each).cpu().numpy() for each in judged)))
+    scores, names = outputs["score"], [held_out.classes[label] for label in held_out.label]
+    seen_as = [held_out.classes[index] for index in outputs.get("class_index", held_out.label)]
+    _say_who_looks_alike(names, seen_as)
+    right = [index for index, name in enumerate(names) if seen_as[index] == name]
+    of_right = [names[index] for index in right]
     height, width = data.size
     info = ModelInfo(
         **model.description,
@@ -209,6 +213,10 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
         thresholds=thresholds_at(scores, names, false_positive_rate),
         threshold=threshold_at(scores, false_positive_rate),
         false_positive_rate=false_positive_rate,
+        outputs=list(outputs),
+        limits=limits_at(outputs["class_distance"][right], of_right, held_out.classes)
+        if "class_distance" in outputs
+        else {},
         held_out=data.held_out_digests(of_thresholds),
         depths=data.depths,
         height=height,
@@ -226,6 +234,14 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
         engine = TorchEngine(path, batch=BATCH, device=device)
         report = evaluate(engine, samples, progress=step).report
     write_json(folder / "metrics.json", report)
+
+
+def _say_who_looks_alike(names: Sequence[str], seen_as: Sequence[str]) -> None:
+    """Tell of held-out good images that are seen as another class: the same images in two folders, or equal parts."""
+    pairs = Counter((name, seen) for name, seen in zip(names, seen_as) if name != seen)
+    if pairs:
+        told = ", ".join(f"{count} of {names.count(name)} {name} as {seen}" for (name, seen), count in pairs.items())
+        warnings.warn(f"held-out good images are seen as another class: {told}", UadWarning, stacklevel=3)
 
 
 def quieten() -> None:

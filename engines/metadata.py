@@ -24,6 +24,9 @@ MOST_CLASSES = 10_000
 LONGEST_TEXT = 10_000  # characters
 
 
+DEFECT, GOOD, UNKNOWN = "defect", "good", "unknown"  # decisions
+
+
 def is_defect(score: float, threshold: float) -> bool:
     """The one rule by which an image is called defective: its score lies strictly above its threshold.
 
@@ -82,14 +85,26 @@ class ModelInfo:
         """(height, width) of the input, pixels."""
         return self.height, self.width
 
-    def threshold_of(self, class_name: Optional[str]) -> float:
-        """The threshold of a class, or the global one where the class is None or not known to the model."""
-        return self.thresholds.get(class_name, self.threshold) if class_name else self.threshold
+    def threshold_of(self, class_name: Optional[str], seen_as: Optional[str] = None) -> float:
+        """The threshold of an image: that of its class, else of the class that it is seen as, else the global one.
 
-    def is_unknown(self, class_name: Optional[str], class_distance: Optional[float]) -> bool:
+        Args:
+            class_name: what is said of it, such as by its folder; None, or a class that the model does not know.
+            seen_as: what the model says; None where it tells no class.
+        """
+        known = [name for name in (class_name, seen_as) if name in self.thresholds]
+        return self.thresholds[known[0]] if known else self.threshold
+
+    def is_unknown(self, seen_as: Optional[str], class_distance: Optional[float]) -> bool:
         """Whether an image that is seen as this class, so far from it, is of no class that is known."""
-        limit = self.limits.get(class_name) if class_name else None
+        limit = self.limits.get(seen_as) if seen_as else None
         return limit is not None and class_distance is not None and class_distance > limit
+
+    def decide(self, score: float, threshold: float, seen_as: Optional[str], class_distance: Optional[float]) -> str:
+        """What an image is: `DEFECT`, `GOOD`, or `UNKNOWN`, whatever its score, where it is of no known class."""
+        if self.is_unknown(seen_as, class_distance):
+            return UNKNOWN
+        return DEFECT if is_defect(score, threshold) else GOOD
 
     def depth_of(self, class_name: Optional[str]) -> int:
         """How many bits of a 16-bit file are used; where the class is not known, as many as in every class, or 16."""

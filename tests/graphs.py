@@ -19,12 +19,14 @@ from image_folders import held_out_digests
 from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
+from engines.graph import constants
 from engines.metadata import ModelInfo
 from engines.model_file import save_model
 from engines.qdq import for_tensorrt
 from export.calibrate import Calibrator
 from export.placement import place
 from export.quantize import QuantizationReport, collect_histograms, with_ranges
+from export.readout import see
 
 SIZE = 16
 MEAN = 255.0 * np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
@@ -262,6 +264,15 @@ def with_readout(backbone: str = "residual", size: int = SIZE, seed: int = 0) ->
         excess = b.node("Clip", [excess, b.constant(f"{where}.min", np.float32(0.0))], where)
         excesses.append(b.node("Mul", [excess, excess], where))
     return b.finish(b.node("Add", excesses, "head/readout"), b.tell_class(nearest, maps[1]))
+
+
+def dark_and_bright() -> tuple[onnx.ModelProto, np.ndarray]:
+    """A model of two classes, bolts that are dark and nuts that are bright, and five images (16, 16, 3), in turn."""
+    model, images = with_readout(), random_images(5)
+    images[::2] //= 8
+    pooled = see(model, images[:2], [0, 1]).pooled
+    set_constant(model, "head.readout.centroids", pooled / constants(model)["head.readout.spread"])
+    return model, images
 
 
 def tiny_info(size: int = SIZE, **changes: Any) -> ModelInfo:

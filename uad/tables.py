@@ -1,5 +1,6 @@
 """Reports as tables that a person reads in a terminal or a Markdown page."""
 
+import math
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 from engines.errors import printable
@@ -50,6 +51,29 @@ def accuracy_table(report: Dict[str, Any]) -> str:
     for name, figures in report["unknown_classes"].items():
         rows.append([f"{name}, not known", str(figures["n_good"]), str(figures["n_bad"]), *_accuracy(figures)])
     return markdown(header, rows)
+
+
+def class_lines(report: Dict[str, Any]) -> List[str]:
+    """How often the class was told wrongly, and which parts are of none, from a report of `uad test`."""
+    lines = []
+    classes = report["classes"].values()
+    images = sum(figures["n_good"] + figures["n_bad"] for figures in classes)
+    if classes and all(figures["n_of_other_class"] is not None for figures in classes):
+        others = sum(figures["n_of_other_class"] for figures in classes)
+        lines.append(f"seen as another class than their folder's: {others} of {images} images")
+    for name, figures in (("known classes", _summed(list(classes))), *report["unknown_classes"].items()):
+        if figures.get("n_good_unknown") is not None:
+            of_good = f"{figures['n_good_unknown']} of {figures['n_good']} good images"
+            of_bad = f"{figures['n_bad_unknown']} of {figures['n_bad']} defects"
+            lines.append(f"of {name}, called unknown: {of_good}, {of_bad}")
+    return lines
+
+
+def _summed(classes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+    """Counts of images over all classes that tell them."""
+    names = ("n_good", "n_bad", "n_good_unknown", "n_bad_unknown")
+    told = [each for each in classes if each["n_good_unknown"] is not None]
+    return {name: sum(each[name] for each in told) for name in names} if told else {}
 
 
 def _accuracy(figures: Dict[str, Any]) -> List[str]:
@@ -160,6 +184,17 @@ def cost_table(costs: "Sequence[Cost]") -> str:
     for cost in costs:
         rates = [text for rate in (cost.false_alarms, cost.found) for text in _rate_cells(rate)]
         rows.append([cost.class_name, f"{cost.before:.4g}", f"{cost.threshold:.4g}", *rates])
+    return markdown(header, rows)
+
+
+def limit_table(costs: "Sequence[Cost]") -> str:
+    """A row for each class: its limit before and now, and which of the images that are seen as it are unknown."""
+    header = ["seen as", "limit before", "now", "good, unknown", "95%", "defects, unknown", "95%"]
+    rows = []
+    for cost in costs:
+        rates = [text for rate in (cost.false_alarms, cost.found) for text in _rate_cells(rate)]
+        before = "" if math.isnan(cost.before) else f"{cost.before:.4g}"  # all classes have none in common
+        rows.append([cost.class_name, before, f"{cost.threshold:.4g}", *rates])
     return markdown(header, rows)
 
 

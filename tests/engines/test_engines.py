@@ -19,6 +19,7 @@ from graphs import (
     FEATURES,
     SIZE,
     build_tiny,
+    dark_and_bright,
     node_of,
     not_finite_for_grey,
     quantize,
@@ -35,14 +36,12 @@ from onnx import numpy_helper
 import engines
 from engines.cpu import cpu_flags, saturates
 from engines.errors import ModelFileError, RuntimeNotInstalled, UadWarning, UserError
-from engines.graph import constants
 from engines.metadata import OUTPUTS, ModelInfo
 from engines.model_file import save_model
 from engines.qdq import for_cpu, for_tensorrt
 from engines.unsigned import to_unsigned
 from export.calibrate import calibrator
 from export.quantize import with_seven_bits
-from export.readout import see
 
 RUN_GRAPHS = [name for name, each in engines.RUNTIMES.items() if each.suffix != ".ckpt"]
 every_runtime = pytest.mark.parametrize("runtime", RUN_GRAPHS, indirect=True)
@@ -92,18 +91,9 @@ def test_same_result_as_the_onnx_reference(runtime: str, backbone: str, tmp_path
     np.testing.assert_allclose(prediction.anomaly_map, anomaly_map, rtol=1e-4, atol=1e-6)  # some pixels are near 0
 
 
-def two_classes() -> tuple[onnx.ModelProto, np.ndarray]:
-    """A model of two classes, dark and bright, and five images in turn."""
-    model, images = with_readout(), random_images(5)
-    images[::2] //= 8
-    pooled = see(model, images[:2], [0, 1]).pooled
-    set_constant(model, "head.readout.centroids", pooled / constants(model)["head.readout.spread"])
-    return model, images
-
-
 @every_runtime
 def test_the_class_is_told_where_the_graph_tells_it(runtime: str, tmp_path: Path) -> None:
-    model, images = two_classes()
+    model, images = dark_and_bright()
     index, distance = reference_outputs(model, images, ["class_index", "class_distance"])
     info = tiny_info(outputs=list(OUTPUTS))
     with engines.load(made_for(runtime, tmp_path, model, info), runtime, batch=2) as engine:  # the last batch is filled
@@ -119,7 +109,7 @@ def test_the_class_is_told_where_the_graph_tells_it(runtime: str, tmp_path: Path
 @every_runtime
 def test_a_class_that_the_description_does_not_have_is_refused(runtime: str, tmp_path: Path) -> None:
     info = tiny_info(outputs=list(OUTPUTS), classes=["bolt"], thresholds={"bolt": 1.0}, held_out={})
-    model, images = two_classes()
+    model, images = dark_and_bright()
     with engines.load(made_for(runtime, tmp_path, model, info), runtime) as engine, pytest.raises(
         ModelFileError, match=r"sees classes 0 to 1: it has bolt"
     ):

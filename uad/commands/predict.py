@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Opti
 from engines import read_info
 from engines.errors import UadWarning, UserError, printable
 from engines.files import check_output, make_folder
+from engines.metadata import DEFECT, GOOD, UNKNOWN
 from uad.command_line import parse
 from uad.commands.choices import Overlays, Reading, Running
 from uad.data.files import composed
@@ -301,14 +302,16 @@ class _Summary:
     """What is printed of many decisions; they themselves are not kept."""
 
     counts: Dict[str, int] = field(default_factory=dict)
-    unknown: int = 0  # photographs of no known class
+    without_class: int = 0  # photographs of which nobody says the class
+    of_other_class: int = 0
     slowest: "Optional[Decision]" = None
     errors: List[str] = field(default_factory=list)  # the first few
 
     def add(self, path: Path, decision: "Decision") -> None:
         """Count a decision."""
         self.counts[decision.decision] = self.counts.get(decision.decision, 0) + 1
-        self.unknown += not decision.class_name
+        self.without_class += not (decision.class_name or decision.seen_as)
+        self.of_other_class += decision.is_of_other_class
         if self.slowest is None or decision.seconds > self.slowest.seconds:
             self.slowest = decision
         if decision.error and len(self.errors) < 5:
@@ -317,7 +320,7 @@ class _Summary:
 
 def main(arguments: Sequence[str]) -> int:
     """Judge, and print a summary; returns 1 if a photograph could not be judged, or 0."""
-    from uad.judging.predictions import DEFECT, TABLE, UNREADABLE
+    from uad.judging.predictions import TABLE, UNREADABLE
 
     options = parse(PredictOptions, arguments, "predict")
     if options.watch is not None:
@@ -326,10 +329,16 @@ def main(arguments: Sequence[str]) -> int:
     count = len(judge(options, summary.add))
     seconds = time.perf_counter() - begun
     unreadable = summary.counts.get(UNREADABLE, 0)
-    rest = f", {unreadable} that cannot be judged" if unreadable else ""
+    unknown = summary.counts.get(UNKNOWN, 0)
+    rest = f", {unknown} of no part that the model knows" if unknown else ""
+    rest += f", {unreadable} that cannot be judged" if unreadable else ""
     print(f"{count} images, {summary.counts.get(DEFECT, 0)} with a defect{rest}: see {options.out / TABLE}")
-    if summary.unknown:
-        print(f"{summary.unknown} of no known class, by their folders: judged by the threshold of an unknown class")
+    if summary.of_other_class:
+        print(f"{summary.of_other_class} are seen as another class than their folder's: see the column seen_as")
+    if summary.without_class:
+        print(
+            f"{summary.without_class} of no known class, by their folders: judged by the threshold of an unknown class"
+        )
     print(f"{count / seconds:.1f} a second, loading included")
     if summary.slowest is not None:
         print(f"the slowest took {summary.slowest.seconds:.2f} s: {printable(summary.slowest.image)}")
@@ -339,11 +348,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _watch(options: PredictOptions) -> int:
-    """Watch until Ctrl-C or SIGTERM, and print each defect."""
-    from uad.judging.predictions import DEFECT, TABLE
+    """Watch until Ctrl-C or SIGTERM, and print what is not good."""
+    from uad.judging.predictions import TABLE
 
     def judged(decision: "Decision") -> None:
-        if decision.decision == DEFECT or decision.error:
+        if decision.decision != GOOD:
             with contextlib.suppress(OSError):  # nobody reads it: the rows are written all the same
                 print(f"{decision.decision}: {printable(decision.error or decision.image)}", flush=True)
 

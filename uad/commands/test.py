@@ -89,9 +89,9 @@ test.__test__ = False  # type: ignore[attr-defined]  # for pytest
 
 def main(arguments: Sequence[str]) -> None:
     """Test, and print a table, before what could go wrong with the files."""
-    from uad.tables import accuracy_table
+    from uad.tables import accuracy_table, class_lines
 
     options = parse(TestOptions, arguments, "test")
     report, images = _measure(options)
-    print(accuracy_table(report), flush=True)
+    print("\n".join([accuracy_table(report), *class_lines(report)]), flush=True)
     _write(options, report, images)

@@ -1,6 +1,7 @@
 """`uad threshold`: set how strict a model is, on labelled images, without touching its weights."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
@@ -9,10 +10,11 @@ from engines.errors import UserError
 from engines.plan_file import SUFFIX
 from uad.command_line import parse
 from uad.commands.choices import DataOptions, Reading, Running
-from uad.options import about, check_fields, part, positional
+from uad.options import about, above_zero, check_fields, part, positional
 
 if TYPE_CHECKING:
     from engines.metadata import ModelInfo
+    from uad.evaluation.evaluate import ScoredImage
     from uad.evaluation.strictness import Cost, Scores
 
 
@@ -31,7 +33,14 @@ class ThresholdOptions:
     common: bool = field(
         default=False, metadata=about("one threshold for all classes, on all images, in place of one for each class")
     )
-    restore: bool = field(default=False, metadata=about("put the thresholds back that were there before"))
+    limit: Optional[float] = field(
+        default=None,
+        metadata=about(
+            "in place of thresholds: class distance beyond which a part is unknown, for every class; the farthest good "
+            "image of training lies at 1"
+        ),
+    )
+    restore: bool = field(default=False, metadata=about("put back thresholds and limits that were there before"))
     running: Running = field(default_factory=Running, metadata=part())
     reading: Reading = field(default_factory=Reading, metadata=part())
 
@@ -40,8 +49,11 @@ class ThresholdOptions:
         check_fields(self)
         if self.model.suffix not in (".onnx", SUFFIX):
             raise UserError(f"{self.model}: thresholds are set in .onnx and {SUFFIX} files: export it first")
-        if not self.restore and (self.target_fpr is None) == (self.target_recall is None):
-            raise UserError("give --target-fpr or --target-recall, one of them")
+        given = [value for value in (self.target_fpr, self.target_recall, self.limit) if value is not None]
+        if not self.restore and len(given) != 1:
+            raise UserError("give --target-fpr, --target-recall or --limit, one of them")
+        if self.limit is not None:
+            above_zero(limit=self.limit)
         for name, value in (("--target-fpr", self.target_fpr), ("--target-recall", self.target_recall)):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name} {value}: give a part of the images, from 0 to 1")
@@ -73,11 +85,9 @@ def _chosen(options: ThresholdOptions) -> "Tuple[ModelInfo, List[Cost]]":
     info = read_info(options.model)
     before = {**info.thresholds, ALL: info.threshold}
     if options.restore:
-        if info.former_thresholds is None:
-            raise UserError(f"{options.model}: its thresholds were not changed by uad threshold")
-        chosen = dict(info.former_thresholds)
-        common = chosen.pop("")
-        return dataclasses.replace(info, thresholds=chosen, threshold=common, former_thresholds=None), []
+        return _restored(options.model, info), []
+    if options.limit is not None:
+        return _with_limit(options, info, options.limit)
     scores = {name: each for name, each in _scores(options).items() if name in info.thresholds}
     if not scores:
         raise UserError(f"{options.data.root} holds no class that {options.model} knows: {', '.join(info.thresholds)}")
@@ -93,21 +103,56 @@ def _chosen(options: ThresholdOptions) -> "Tuple[ModelInfo, List[Cost]]":
     return changed, costs(scores, before, new)
 
 
+def _restored(path: Path, info: "ModelInfo") -> "ModelInfo":
+    """The description with the thresholds and the limits of before."""
+    if info.former_thresholds is None and info.former_limits is None:
+        raise UserError(f"{path}: its thresholds were not changed by uad threshold")
+    thresholds = info.former_thresholds or {**info.thresholds, "": info.threshold}
+    return dataclasses.replace(
+        info,
+        thresholds={name: value for name, value in thresholds.items() if name},
+        threshold=thresholds[""],
+        limits=info.limits if info.former_limits is None else info.former_limits,
+        former_thresholds=None,
+        former_limits=None,
+    )
+
+
+def _with_limit(options: ThresholdOptions, info: "ModelInfo", limit: float) -> "Tuple[ModelInfo, List[Cost]]":
+    """The description with one limit for every class, and which images are unknown by it."""
+    from uad.evaluation.strictness import ALL, Scores, costs
+
+    if "class_distance" not in info.outputs:
+        raise UserError(f"{options.model} tells no class distance: train it with a bank, such as --model.bank 4000")
+    by_class: Dict[str, Scores] = {}
+    for image in _judged(options):
+        each = by_class.setdefault(str(image.seen_as), Scores([], []))
+        (each.defects if image.sample.is_defect else each.good).append(float(image.class_distance or 0.0))
+    limits = dict.fromkeys(info.classes, limit)
+    former = info.limits if info.former_limits is None else info.former_limits
+    rows = costs(by_class, {**info.limits, ALL: math.nan}, {**limits, ALL: limit})
+    return dataclasses.replace(info, limits=limits, former_limits=former), rows
+
+
 def _scores(options: ThresholdOptions) -> "Dict[str, Scores]":
     """The scores of the test images, by class."""
+    from uad.evaluation.strictness import Scores
+
+    by_class: Dict[str, Scores] = {}
+    for image in _judged(options):
+        each = by_class.setdefault(image.sample.class_name, Scores([], []))
+        (each.defects if image.sample.is_defect else each.good).append(image.score)
+    return by_class
+
+
+def _judged(options: ThresholdOptions) -> "List[ScoredImage]":
     from uad.data.folder import labelled_samples
     from uad.evaluation.evaluate import evaluate
-    from uad.evaluation.strictness import Scores
     from uad.progress import progress
 
     samples = labelled_samples(options.data.root, options.data.classes)
     with options.running.load(options.model) as engine, progress("Judging", len(samples)) as step:
-        images = evaluate(engine, samples, None, step).images
-    by_class: Dict[str, Scores] = {}
-    for image in images:
-        each = by_class.setdefault(image.sample.class_name, Scores([], []))
-        (each.defects if image.sample.is_defect else each.good).append(image.score)
-    return by_class
+        return evaluate(engine, samples, None, step).images
 
 
 def _rewrite(path: Path, info: "ModelInfo") -> None:
@@ -124,13 +169,18 @@ def _rewrite(path: Path, info: "ModelInfo") -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Set, and print what it costs."""
-    from uad.tables import cost_table
+    from uad.tables import cost_table, limit_table
 
     options = parse(ThresholdOptions, arguments, "threshold")
     changed, rows = _chosen(options)
     if options.restore:
         _rewrite(options.model, changed)
-        print(f"{options.model}: the thresholds are those of before")
+        print(f"{options.model}: thresholds and limits are those of before")
+        return
+    if options.limit is not None:
+        print(limit_table(rows), flush=True)
+        _rewrite(options.model, changed)
+        print(f"\n{options.model}: limits are set; --restore puts back those of before")
         return
     print(cost_table(rows), flush=True)  # before what could go wrong with the file
     _rewrite(options.model, changed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from engines import Engine, Prediction
 from engines.errors import UadWarning, UserError
-from engines.metadata import is_defect
+from engines.metadata import DEFECT, GOOD, UNKNOWN, is_defect
 from uad.data.folder import Sample, with_depths
 from uad.data.reading import LabelledImage, read_labelled
 from uad.evaluation.metrics import PixelCurve, best_f1, image_auroc, spearman
@@ -28,6 +28,9 @@ class ScoredImage:
     reference_threshold: float = 0.0
     max_abs_map_diff: float = 0.0
     merged: int = 0  # number of regions of its mask that merged as it shrank to the model's size
+    seen_as: Optional[str] = None  # class that the model sees; None where it does not tell
+    class_distance: Optional[float] = None
+    is_unknown: bool = False  # whether it is beyond the limit of that class
 
     @property
     def is_called(self) -> bool:
@@ -83,8 +86,8 @@ def evaluate_beside(
     of its source pixels is; how many regions merge by that is counted. An image with a defect but no mask counts for
     image figures only; good images of a class with masks count as all good.
 
-    A class that a model does not know is judged by the threshold of an unknown class. It stands in no mean, but apart,
-    and a `UadWarning` tells.
+    A class that a model does not know is judged by the threshold of the class that it is seen as, or of an unknown one.
+    It stands in no mean, but apart, and a `UadWarning` tells.
 
     Of every model but the first the agreement with the first is told. Agreement over all classes is that of all images,
     but Spearman's correlation the mean over the classes; beside it stands the class of which it is lowest.
@@ -108,7 +111,7 @@ def evaluate_beside(
     for engine in engines:
         unknown = sorted({sample.class_name for sample in samples} - set(engine.info.classes))
         if unknown:
-            message = f"{engine.path} does not know {', '.join(unknown)}: judged as an unknown class, and in no mean"
+            message = f"{engine.path} does not know {', '.join(unknown)}: judged as what it is seen as, and in no mean"
             warnings.warn(message, UadWarning, stacklevel=2)
     ordered = sorted(samples, key=lambda sample: sample.class_name)
     masked = sorted({sample.class_name for sample in samples if sample.masks})
@@ -152,8 +155,16 @@ def _check_beside(first: Engine, engine: Engine) -> None:
 
 
 def _judged(image: LabelledImage, index: int, engine: Engine, prediction: Prediction) -> ScoredImage:
-    threshold = engine.info.threshold_of(image.sample.class_name)
-    return ScoredImage(image.sample, float(prediction.score[index]), threshold, merged=image.merged)
+    seen_as, class_distance = prediction.class_of(index, engine.info.classes)
+    return ScoredImage(
+        sample=image.sample,
+        score=float(prediction.score[index]),
+        threshold=engine.info.threshold_of(image.sample.class_name, seen_as),
+        merged=image.merged,
+        seen_as=seen_as,
+        class_distance=class_distance,
+        is_unknown=engine.info.is_unknown(seen_as, class_distance),
+    )
 
 
 def _put_beside(
@@ -161,7 +172,8 @@ def _put_beside(
 ) -> None:
     """Note what the reference makes of an image."""
     judged.reference_score = float(expected.score[index])
-    judged.reference_threshold = reference.info.threshold_of(judged.sample.class_name)
+    seen_as, _ = expected.class_of(index, reference.info.classes)
+    judged.reference_threshold = reference.info.threshold_of(judged.sample.class_name, seen_as)
     judged.max_abs_map_diff = float(np.abs(prediction.anomaly_map[index] - expected.anomaly_map[index]).max())
 
 
@@ -213,10 +225,23 @@ def _figures(scored: Sequence[ScoredImage], curve: Optional[PixelCurve]) -> Dict
         "n_bad": int(defects.sum()),
         "n_masks": sum(bool(image.sample.masks) for image in scored),
         "n_merged_regions": sum(image.merged for image in scored),
+        **_classes(scored),
     }
     if scored[0].reference_score is not None:
         figures["agreement"] = _agreement(scored)
     return figures
+
+
+def _classes(scored: Sequence[ScoredImage]) -> Dict[str, Optional[int]]:
+    """How many images are seen as another class, and how many good and defective ones as none; None: not told."""
+    tells_class, tells_distance = scored[0].seen_as is not None, scored[0].class_distance is not None
+    unknown = [image.sample.is_defect for image in scored if image.is_unknown]
+    of_other = sum(image.seen_as != image.sample.class_name for image in scored if not image.is_unknown)
+    return {
+        "n_of_other_class": of_other if tells_class else None,
+        "n_good_unknown": unknown.count(False) if tells_distance else None,
+        "n_bad_unknown": unknown.count(True) if tells_distance else None,
+    }
 
 
 def _agreement(scored: Sequence[ScoredImage]) -> Dict[str, Any]:
@@ -236,13 +261,25 @@ def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
 
 
 def write_scores(path: Path, images: Sequence[ScoredImage]) -> None:
-    """Write every score as CSV: image, class, kind, score, threshold, decision, and the reference's score if any."""
+    """Write every score as CSV, beside that of the reference, with the decision and the class that the model sees."""
     from engines.files import write_csv
 
     rows = []
     for image in images:
         sample = image.sample
-        decision = "defect" if image.is_called else "good"
-        reference = "" if image.reference_score is None else image.reference_score
-        rows.append([sample.path, sample.class_name, sample.kind, image.score, image.threshold, decision, reference])
-    write_csv(path, ["image", "class", "kind", "score", "threshold", "decision", "reference_score"], rows)
+        decision = UNKNOWN if image.is_unknown else DEFECT if image.is_called else GOOD
+        told = [image.reference_score, image.seen_as, image.class_distance]
+        row = [sample.path, sample.class_name, sample.kind, image.score, image.threshold, decision]
+        rows.append([*row, *("" if value is None else value for value in told)])
+    header = [
+        "image",
+        "class",
+        "kind",
+        "score",
+        "threshold",
+        "decision",
+        "reference_score",
+        "seen_as",
+        "class_distance",
+    ]
+    write_csv(path, header, rows)

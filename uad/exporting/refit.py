@@ -18,7 +18,7 @@ from export.quantize import observe
 from export.readout import Seen, read_statistics, refit, see, widen, with_statistics
 from uad.data.folder import Sample
 from uad.data.reading import each_image
-from uad.evaluation.thresholds import paired_threshold
+from uad.evaluation.thresholds import limits_at, paired_threshold
 from uad.exporting.images import READOUT_IMAGES, CalibrationImages, first_of_each_class
 from uad.progress import progress, with_steps
 
@@ -124,7 +124,7 @@ def share_above(
     model: onnx.ModelProto, info: ModelInfo, good: Sequence[Sample], step: Step = lambda: None
 ) -> Dict[str, float]:
     """Class -> part of these good images that a deployed graph would call defective."""
-    scores = _scores(model, info, good, step) if good else []
+    scores = _judged(model, info, good, ["score"], step)["score"].tolist() if good else []
     called: Dict[str, List[bool]] = {}
     for sample, score in zip(good, scores):
         called.setdefault(sample.class_name, []).append(is_defect(score, info.threshold_of(sample.class_name)))
@@ -138,10 +138,10 @@ def choose_thresholds(
     held_out: Sequence[Sample],
     step: Step = lambda: None,
 ) -> Tuple[ModelInfo, List[str]]:
-    """Thresholds by which a deployed graph decides on the held-out images as the float graph did.
+    """Thresholds by which a deployed graph decides on the held-out images as the float graph did, and limits.
 
-    A class without such images keeps its threshold. The threshold of an unknown class is chosen again where every class
-    has some. See `paired_threshold`.
+    A class without such images keeps its threshold and its limit. The threshold of an unknown class is chosen again
+    where every class has some. See `paired_threshold`.
 
     Args:
         model: the deployed graph.
@@ -151,22 +151,30 @@ def choose_thresholds(
         step: called after each image, twice for each.
 
     Returns:
-        The description with the new thresholds, and the classes that have one.
+        The description with the new thresholds and limits, and the classes that have them.
     """
     if not held_out:
         return info, []
     names = np.array([sample.class_name for sample in held_out])
     chosen = [name for name in info.classes if name in names]
-    scores, expected = (np.array(_scores(each, info, held_out, step)) for each in (model, before))
+    judged = _judged(model, info, held_out, info.outputs, step)
+    scores, expected = judged["score"], _judged(before, info, held_out, ["score"], step)["score"]
     thresholds, threshold = dict(info.thresholds), info.threshold
     for name in chosen:
         members = names == name
         thresholds[name] = paired_threshold(scores[members], expected[members], info.thresholds[name])
     if chosen == info.classes:
         threshold = paired_threshold(scores, expected, info.threshold)
-    return dataclasses.replace(info, thresholds=thresholds, threshold=threshold), chosen
+    limits = dict(info.limits)
+    if limits:
+        right = np.array(info.classes)[judged["class_index"]] == names
+        limits.update(limits_at(judged["class_distance"][right], names[right], chosen))
+    return dataclasses.replace(info, thresholds=thresholds, threshold=threshold, limits=limits), chosen
 
 
-def _scores(model: onnx.ModelProto, info: ModelInfo, samples: Sequence[Sample], step: Step) -> List[float]:
-    images = with_steps(each_image(samples, info.size), step)
-    return [float(values["score"][0]) for values in observe(model, ["score"], images)]
+def _judged(
+    model: onnx.ModelProto, info: ModelInfo, samples: Sequence[Sample], outputs: List[str], step: Step
+) -> Dict[str, np.ndarray]:
+    """Outputs of a graph for some images, (N, ...) each."""
+    seen = list(observe(model, outputs, with_steps(each_image(samples, info.size), step)))
+    return {name: np.concatenate([values[name] for values in seen]) for name in outputs}

@@ -20,11 +20,11 @@ from engines import Engine
 from engines.cpu import cpu_count
 from engines.errors import CutShortError, ImageFileError, ModelFileError, NotFiniteError, OutputError, UadWarning
 from engines.images import read_resized, size_of
-from engines.metadata import is_defect
+from engines.metadata import GOOD
 from uad.evaluation.evaluate import enlarge
 from uad.judging.overlays import overlay, overlay_path, shown_size, write_picture
 from uad.judging.photographs import Photograph
-from uad.judging.predictions import DEFECT, GOOD, Decision, Region, not_judged
+from uad.judging.predictions import Decision, Region, not_judged
 
 AHEAD = 4  # photographs that threads may take while an earlier one takes long
 MOST_THREADS = 8
@@ -46,6 +46,8 @@ class _Seen:
     is_finite: bool = True  # what the model gives
     score: float = 0.0  # score by the model
     anomaly_map: Optional[np.ndarray] = None  # (h, w) float32
+    seen_as: Optional[str] = None  # class that the model sees
+    class_distance: Optional[float] = None
     decision: Optional[Decision] = None
 
 
@@ -63,7 +65,7 @@ def decide(
         engine: the model.
         photographs: image files of any size; they are taken a few at a time.
         overlays: folder for overlays; None draws none.
-        only_defects: whether only defects are drawn.
+        only_defects: whether only what is not good is drawn.
         accept_truncated: whether a JPEG that was cut short is judged, with grey where its pixels are missing.
         in_hand: filled with what is being judged, and since when (time.monotonic), for who looks on.
 
@@ -120,8 +122,9 @@ def _infer(engine: Engine, seen: Sequence[_Seen]) -> None:
         else:
             seen[0].is_finite, seen[0].error = False, str(error)
     else:
-        for each, score, anomaly_map in zip(seen, prediction.score, prediction.anomaly_map):
-            each.score, each.anomaly_map = float(score), anomaly_map
+        for index, each in enumerate(seen):
+            each.score, each.anomaly_map = float(prediction.score[index]), prediction.anomaly_map[index]
+            each.seen_as, each.class_distance = prediction.class_of(index, engine.info.classes)
 
 
 def _see(engine: Engine, photograph: Photograph, is_drawn: bool, accept_truncated: bool) -> _Seen:
@@ -150,19 +153,31 @@ def _finish(engine: Engine, seen: _Seen, overlays: Optional[Path], only_defects:
     name, path = seen.photograph.class_name, seen.photograph.path
     if seen.anomaly_map is None:
         return not_judged(path, name, engine.info, seen.error, time.perf_counter() - seen.begun)
-    threshold = engine.info.threshold_of(name)
+    threshold = engine.info.threshold_of(name, seen.seen_as)
     score, anomaly_map = seen.score, seen.anomaly_map
-    decision = DEFECT if is_defect(score, threshold) else GOOD
-    regions = regions_of(anomaly_map, threshold, engine.info.size, seen.size) if decision == DEFECT else ()
+    decision = engine.info.decide(score, threshold, seen.seen_as, seen.class_distance)
+    regions = regions_of(anomaly_map, threshold, engine.info.size, seen.size) if decision != GOOD else ()
     seconds, drawn = time.perf_counter() - seen.begun, ""
-    if overlays is not None and seen.shown is not None and (decision == DEFECT or not only_defects):
+    if overlays is not None and seen.shown is not None and (decision != GOOD or not only_defects):
         picture = overlay_path(overlays, seen.photograph)
         try:
             write_picture(picture, overlay(seen.shown, anomaly_map, threshold))
             drawn = str(picture)
         except OutputError as error:
             warnings.warn(f"{path} has no overlay: {error}", UadWarning, stacklevel=2)
-    return Decision(str(path), name or "", score, threshold, decision, drawn, regions, "", seconds, seen.note)
+    return Decision(
+        image=str(path),
+        class_name=name or "",
+        score=score,
+        threshold=threshold,
+        decision=decision,
+        overlay=drawn,
+        regions=regions,
+        seconds=seconds,
+        note=seen.note,
+        seen_as=seen.seen_as or "",
+        class_distance=seen.class_distance,
+    )
 
 
 def regions_of(

@@ -34,7 +34,7 @@ CREATE TABLE photographs (
     id INTEGER PRIMARY KEY, place BLOB NOT NULL,
     size INTEGER NOT NULL, modified INTEGER NOT NULL, changed INTEGER NOT NULL, number INTEGER NOT NULL,
     digest BLOB NOT NULL, is_settled INTEGER NOT NULL, judged_at REAL NOT NULL, model TEXT NOT NULL,
-    state TEXT NOT NULL, decision TEXT NOT NULL, line TEXT NOT NULL
+    state TEXT NOT NULL, decision TEXT NOT NULL, is_of_other_class INTEGER NOT NULL, line TEXT NOT NULL
 );
 CREATE INDEX by_place ON photographs (place);
 CREATE INDEX by_decision ON photographs (decision);
@@ -190,6 +190,11 @@ class Ledger:
         with self._in_one_line():
             return dict(self._rows.execute("SELECT decision, COUNT(*) FROM photographs GROUP BY decision"))
 
+    def of_other_class(self) -> int:
+        """How many photographs are seen as another class than the one that was given."""
+        with self._in_one_line():
+            return int(self._rows.execute("SELECT COALESCE(SUM(is_of_other_class), 0) FROM photographs").fetchone()[0])
+
     def models(self) -> List[str]:
         """The digests of the models that judged."""
         with self._in_one_line():
@@ -225,7 +230,7 @@ class Ledger:
         place, stamp = os.fsencode(place_of(photograph.path)), photograph.stamp or UNKNOWN
         state = JUDGED if not decision.error else SET_ASIDE if self.tries(photograph) >= MOST_TRIES else UNREADABLE
         row = (self._last, place, *stamp, photograph.digest, 0, time.time(), self.model, state)
-        self._added.append((*row, decision.decision, json_line(decision)))
+        self._added.append((*row, *_columns_of(decision)))
         self._tries.pop(place, None)  # another photograph of this name is another one
         return self._last
 
@@ -248,7 +253,7 @@ class Ledger:
         if not (self._added or self._states or self._settled):
             return
         with self._in_one_line(), self._transaction():
-            self._rows.executemany(f"INSERT INTO photographs VALUES ({', '.join('?' * 13)})", self._added)
+            self._rows.executemany(f"INSERT INTO photographs VALUES ({', '.join('?' * 14)})", self._added)
             self._rows.executemany("DELETE FROM begun WHERE place = ?", [(row[1],) for row in self._added])
             self._rows.executemany("UPDATE photographs SET state = ? WHERE id = ?", self._states)
             self._rows.executemany(
@@ -275,7 +280,7 @@ class Ledger:
             self._last += 1
             state = UNREADABLE if decision.error else JUDGED
             row = (self._last, os.fsencode(place), *stamp, b"", 1, 0.0, model, state)
-            self._added.append((*row, decision.decision, json_line(decision)))
+            self._added.append((*row, *_columns_of(decision)))
         self.commit()
 
     def view(self, name: str) -> Tuple[int, int]:
@@ -313,6 +318,10 @@ class Ledger:
             raise OutputError(
                 f"{self.path} is no ledger, or is damaged ({error}): remove it, or give another --out"
             ) from error
+
+
+def _columns_of(decision: Decision) -> Tuple[str, bool, str]:
+    return decision.decision, decision.is_of_other_class, json_line(decision)
 
 
 def _row(found: Sequence[Any]) -> Row:

@@ -7,10 +7,10 @@ from typing import Any, List, Optional, Tuple
 
 from engines.errors import UserError
 from engines.files import csv_line
-from engines.metadata import ModelInfo
+from engines.metadata import UNKNOWN, ModelInfo
 
 ROWS, TABLE = "predictions.jsonl", "predictions.csv"
-DEFECT, GOOD, UNREADABLE = "defect", "good", "unreadable"
+UNREADABLE = "unreadable"  # a decision, beside those of `engines.metadata`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +32,20 @@ class Decision:
     class_name: str  # "" where it is not known; then the global threshold serves
     score: Optional[float]  # None where the photograph could not be judged
     threshold: float
-    decision: str  # "defect" where score > threshold, "good", or "unreadable"
+    decision: str  # "defect" where score > threshold, "good", "unknown" (see `ModelInfo.limits`), or "unreadable"
     overlay: str = ""  # path of the overlay; "" where none was asked for or it could not be written
-    regions: Tuple[Region, ...] = ()  # regions of a defect, the largest first
+    regions: Tuple[Region, ...] = ()  # regions of what is not good, the largest first
     error: str = ""  # why it could not be judged
     seconds: float = 0.0  # time from the file to the decision
     note: str = ""  # what else should be known of it
     moved_to: str = ""  # path that a watch moves it to
+    seen_as: str = ""  # class that the model sees; "" where it does not tell
+    class_distance: Optional[float] = None  # from that class, 1 for its farthest good image; None where it is not told
+
+    @property
+    def is_of_other_class(self) -> bool:
+        """Whether the model knows the part, but as another class than the one that was given."""
+        return self.decision != UNKNOWN and bool(self.class_name and self.seen_as) and self.class_name != self.seen_as
 
 
 HEADER = ["class" if field.name == "class_name" else field.name for field in dataclasses.fields(Decision)]

@@ -223,7 +223,7 @@ def schema() -> "pyarrow.Schema":
         raise RuntimeNotInstalled("Parquet files need pyarrow: pip install pyarrow") from error
     region = pyarrow.struct([(field.name, pyarrow.int64()) for field in dataclasses.fields(Region)])
     kinds = {name: pyarrow.string() for name in HEADER}
-    kinds.update({name: pyarrow.float64() for name in ("score", "threshold", "seconds")})
+    kinds.update({name: pyarrow.float64() for name in ("score", "threshold", "seconds", "class_distance")})
     kinds["regions"] = pyarrow.list_(region)
     return pyarrow.schema(kinds.items())
 

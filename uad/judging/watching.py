@@ -117,7 +117,7 @@ class _Watching:
         self._settled: Dict[Path, Stamp] = {}  # what is known to be done with, of what lies there
         self._held = 0  # bytes of what is ready and was read
         self._targets: Set[str] = set()  # of moves that are planned
-        self._counts = ledger.counts()
+        self._counts, self._of_other_class = ledger.counts(), ledger.of_other_class()
         self._begun, self._done = time.monotonic(), 0
         self._beat_at, self._is_beating, self._problem = 0.0, True, ""
 
@@ -128,6 +128,7 @@ class _Watching:
             self._beat()
             for decision in self._judge():
                 self._counts[decision.decision] = self._counts.get(decision.decision, 0) + 1
+                self._of_other_class += decision.is_of_other_class
                 self._done += 1
                 judged(decision)
                 self._beat()
@@ -318,6 +319,7 @@ class _Watching:
         figures = {
             "waiting": len(self._ready),
             "incomplete": len(self._looks),
+            "of_other_class": self._of_other_class,
             "per_second": self._done / max(moment - self._begun, 1e-9),
         }
         state = {"folder_is_there": self._arrivals.is_there, "problem": self._problem}
@@ -381,6 +383,7 @@ def metrics(counts: Dict[str, int], figures: Dict[str, float], is_well: bool) ->
     for name, text, value in (
         ("waiting", "Photographs that are complete and not judged yet.", figures["waiting"]),
         ("incomplete", "Files that may still be written.", figures["incomplete"]),
+        ("of_other_class", "Photographs seen as another class than the one given.", figures["of_other_class"]),
         ("per_second", "Photographs judged a second, since the start.", figures["per_second"]),
         ("well", "1, or 0 where something is wrong, such as a full disk.", int(is_well)),
         ("heartbeat_seconds", "When this was written, seconds since 1970.", time.time()),

@@ -49,11 +49,16 @@ def render(models: Sequence[Judged], facts: Dict[str, str]) -> str:
 
 
 def _counts(model: Judged) -> Dict[str, int]:
-    """How many images of known classes there are, and how many are called what they are not."""
+    """How many images of known classes there are, how many are called what they are not, and what class is seen."""
     images = [image for image in model.evaluation.images if image.sample.class_name in model.info.classes]
+    others = [
+        image for image in images if not image.is_unknown and image.seen_as not in (None, image.sample.class_name)
+    ]
     defects = [image.is_called for image in images if image.sample.is_defect]
     good = [image.is_called for image in images if not image.sample.is_defect]
-    return {"defects": len(defects), "misses": defects.count(False), "good": len(good), "alarms": good.count(True)}
+    counts = {"defects": len(defects), "misses": defects.count(False), "good": len(good), "alarms": good.count(True)}
+    counts.update(others=len(others), unknown=sum(image.is_unknown for image in model.evaluation.images))
+    return counts
 
 
 def _accuracy(model: Judged) -> List[Dict[str, Any]]:

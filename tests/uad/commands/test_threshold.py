@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from disks import files_of_at_most
-from graphs import build_tiny, save_tiny, tiny_info, with_readout
+from graphs import build_tiny, dark_and_bright, save_tiny, tiny_info, with_readout
 from image_folders import bolts_and_nuts, save
 
 from engines.errors import UadWarning, UserError
@@ -121,8 +121,13 @@ def test_a_plan_keeps_its_bytes(fake_gpu: object, root: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ([], "give --target-fpr or --target-recall, one of them"),
-        (["--target-fpr", "0.1", "--target-recall", "0.9"], "give --target-fpr or --target-recall, one of them"),
+        ([], "give --target-fpr, --target-recall or --limit, one of them"),
+        (
+            ["--target-fpr", "0.1", "--target-recall", "0.9"],
+            "give --target-fpr, --target-recall or --limit, one of them",
+        ),
+        (["--target-fpr", "0.1", "--limit", "2"], "give --target-fpr, --target-recall or --limit, one of them"),
+        (["--limit", "0"], "--limit 0.0"),
         (["--target-fpr", "5"], "--target-fpr 5.0: give a part of the images, from 0 to 1"),
     ],
 )
@@ -134,3 +139,28 @@ def test_mistakes(flags: list[str], told: str, model: Path, root: Path, capsys: 
 def test_a_checkpoint_is_exported_first(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["threshold", str(tmp_path / "m.ckpt"), "--data.root", str(root), "--target-fpr", "0"]) == 2
     assert "export it first" in capsys.readouterr().err
+
+
+def test_a_limit_is_set_for_every_class_and_put_back(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny(tmp_path / "a.onnx", dark_and_bright()[0], limits={"bolt": 1.05, "nut": 1.2})
+    before, info = onnx.load(model), read_info(model)
+    flags = ["threshold", str(model), "--data.root", str(root)]
+    assert cli.main([*flags, "--limit", "1e-3", "--runtime", "onnxruntime"]) == 0
+    said = capsys.readouterr().out
+    assert "seen as" in said and "8 of 8" in said and "limits are set; --restore" in said
+    changed = read_info(model)
+    assert changed.limits == {"bolt": 1e-3, "nut": 1e-3} and changed.thresholds == info.thresholds
+    assert onnx.load(model).graph == before.graph
+    assert cli.main([*flags, "--limit", "3"]) == 0 and "0 of 8" in capsys.readouterr().out
+    assert cli.main([*flags, "--target-fpr", "0.5"]) == 0
+    assert cli.main([*flags, "--restore"]) == 0
+    assert read_info(model) == info
+
+
+def test_a_model_that_tells_no_class_distance_has_no_limit(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["threshold", str(save_tiny(tmp_path / "a.onnx")), "--data.root", str(root), "--limit", "2"]) == 2
+    assert "a.onnx tells no class distance: train it with a bank" in capsys.readouterr().err

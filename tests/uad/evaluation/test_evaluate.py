@@ -19,7 +19,7 @@ from uad.data import reading
 from uad.data.folder import Sample
 from uad.errors import DataError
 from uad.evaluation.evaluate import evaluate, write_scores
-from uad.tables import accuracy_table
+from uad.tables import accuracy_table, class_lines
 
 SIZE, GRID = 16, 4
 
@@ -143,7 +143,7 @@ def test_regions_that_merge_as_a_mask_shrinks_are_counted(tmp_path: Path) -> Non
 def test_a_class_that_the_model_does_not_know_stands_apart_and_in_no_mean(tmp_path: Path) -> None:
     images = samples(tmp_path, "good", "good", "spot", "spot")
     images += samples(tmp_path, "good", "spot", class_name="gear", first=4)
-    with pytest.warns(UadWarning, match="does not know gear: judged as an unknown class, and in no mean"):
+    with pytest.warns(UadWarning, match="does not know gear: judged as what it is seen as, and in no mean"):
         report = evaluate(Told([0.1, 0.2, 0.4, 0.9, 0.7, 0.6]), images, Told([0.1, 0.2, 0.4, 0.9, 0.0, 5.0])).report
     assert report["image_auroc"] == 1.0 and list(report["classes"]) == ["nut"]
     assert report["unknown_classes"]["gear"]["image_auroc"] == 0.0
@@ -195,3 +195,42 @@ def test_every_file_that_cannot_be_read_is_named_and_each_is_decoded_once(
     with pytest.raises(DataError, match="2 files cannot be used") as caught:
         evaluate(Told([1.0] * 22), images)
     assert all(sample.path.name in str(caught.value) for sample in (images[3], images[-1]))
+
+
+class Telling(Told):
+    """Sees an image whose grey value is even as a bolt, as far from it as its score."""
+
+    def run(self, images: np.ndarray) -> Prediction:
+        told = super().run(images)
+        index = np.array([image[0, 0, 0] % 2 for image in images], np.int32)
+        return dataclasses.replace(told, class_index=index, class_distance=told.score)
+
+
+def test_classes_that_are_seen_are_counted_by_hand(tmp_path: Path) -> None:
+    bolts = samples(
+        tmp_path, "good", "good", "good", "spot", class_name="bolt"
+    )  # the second and the last look like nuts
+    cogs = samples(tmp_path, "good", "spot", class_name="cog", first=4)
+    engine = Telling([0.1, 0.2, 3.0, 0.9, 0.4, 5.0], bolt=1.0, nut=0.3)
+    engine.info = dataclasses.replace(engine.info, limits={"bolt": 2.0, "nut": 4.0})
+    with pytest.warns(UadWarning, match="does not know cog"):
+        found = evaluate(engine, [*bolts, *cogs])
+    bolt, cog = found.report["classes"]["bolt"], found.report["unknown_classes"]["cog"]
+    assert (bolt["n_of_other_class"], bolt["n_good_unknown"], bolt["n_bad_unknown"]) == (2, 1, 0)
+    assert (cog["n_good_unknown"], cog["n_bad_unknown"]) == (0, 1)
+    assert [image.threshold for image in found.images] == [1.0] * 4 + [1.0, 0.3]  # of no known class: as it is seen
+    assert class_lines(found.report) == [
+        "seen as another class than their folder's: 2 of 4 images",
+        "of known classes, called unknown: 1 of 3 good images, 0 of 1 defects",
+        "of cog, called unknown: 0 of 1 good images, 1 of 1 defects",
+    ]
+    write_scores(tmp_path / "scores.csv", found.images)
+    with (tmp_path / "scores.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["decision"] for row in rows] == ["good", "good", "unknown", "good", "good", "unknown"]
+    assert [row["seen_as"] for row in rows] == ["bolt", "nut"] * 3 and float(rows[2]["class_distance"]) == 3.0
+
+
+def test_of_a_model_that_tells_no_class_nothing_is_counted(tmp_path: Path) -> None:
+    report = evaluate(Told([0.1, 0.9]), samples(tmp_path, "good", "spot")).report
+    assert report["classes"]["nut"]["n_of_other_class"] is None and class_lines(report) == []

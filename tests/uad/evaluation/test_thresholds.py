@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from uad.evaluation.thresholds import (
     MARGIN,
     between,
+    limits_at,
     paired_threshold,
     promised_rate,
     rates_of_few,
@@ -168,3 +169,10 @@ def test_too_few_images_are_said_by_class() -> None:
     assert said.startswith("thresholds for 5% false alarms rest on few held-out images")
     assert "bolt 8% (12 images), gear 25% (3 images)" in said and "nut" not in said
     assert rates_of_few({"nut": 60}, 0.05) == rates_of_few({}, 0.05) == ""
+
+
+def test_the_unknown_begins_behind_the_farthest_good_image() -> None:
+    limits = limits_at([0.5, 1.2, 0.9], ["bolt", "bolt", "nut"], ["bolt", "cog", "nut"])
+    assert limits == pytest.approx({"bolt": 1.05 * 1.2, "cog": 1.05, "nut": 1.05})  # those of training lie at 1 at most
+    with pytest.raises(ValueError, match="finite"):
+        limits_at([np.nan], ["bolt"], ["bolt"])

@@ -12,12 +12,12 @@ from graphs import quantize, tiny, tiny_info, with_readout
 from image_folders import bolts_and_nuts, held_out_digests, make_class, noise, save
 
 from engines.graph import constants
-from engines.metadata import ModelInfo
+from engines.metadata import OUTPUTS, ModelInfo
 from export.calibrate import amax_percentile
 from export.quantize import observe
 from export.readout import read_statistics, see
 from uad.data.folder import hold_out, train_samples
-from uad.data.reading import load_images
+from uad.data.reading import each_image, load_images
 from uad.evaluation.thresholds import paired_threshold
 from uad.exporting.images import calibration_images
 from uad.exporting.refit import Refit, choose_thresholds, share_above
@@ -110,6 +110,16 @@ def test_a_class_without_held_out_images_keeps_its_threshold(root: Path) -> None
     assert chosen == ["bolt"]
     assert changed.thresholds["nut"] == forgetful.thresholds["nut"] and changed.threshold == forgetful.threshold
     assert changed.thresholds["bolt"] != forgetful.thresholds["bolt"]
+
+
+def test_limits_are_those_of_the_deployed_graph(root: Path) -> None:
+    told = info(outputs=list(OUTPUTS), limits={"bolt": 9.0, "nut": 9.0}, held_out={**HELD_OUT, "nut": ["0" * 16]})
+    quantized = deployed(with_readout(), root)
+    images = calibration_images(told, str(root))
+    changed, _ = choose_thresholds(quantized, told, with_readout(), images.held_out)
+    seen = list(observe(quantized, ["class_index", "class_distance"], each_image(images.held_out, told.size)))
+    far = [float(values["class_distance"][0]) for values in seen if values["class_index"][0] == 0]
+    assert changed.limits == {"bolt": pytest.approx(1.05 * max(1.0, *far)), "nut": 9.0}
 
 
 def test_noise_widens_and_moves_nothing(root: Path) -> None:

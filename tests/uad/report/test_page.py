@@ -17,6 +17,7 @@ from graphs import tiny_info
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
+from engines.metadata import OUTPUTS
 from uad.data.folder import Sample
 from uad.evaluation.evaluate import Evaluation, ScoredImage
 from uad.evaluation.metrics import PixelCurve
@@ -103,6 +104,18 @@ def test_the_run_is_told_in_a_paragraph(html: str) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html))
     assert "judges 2 kinds of parts" in text and "its image AUROC is 0.800" in text
     assert "It misses 2 of 6 defects and calls 2 of 8 good parts defective" in text
+
+
+def test_who_is_seen_as_another_and_who_is_unknown_is_told(html: str) -> None:
+    assert "as another kind of part" not in html  # a file that tells no class
+    one = judged("a.onnx")
+    info = dataclasses.replace(one.info, outputs=list(OUTPUTS), limits={"nut": 1.05})
+    images = [dataclasses.replace(each, seen_as=each.sample.class_name) for each in one.evaluation.images]
+    images[0] = dataclasses.replace(images[0], seen_as="cog")
+    images[1:3] = [dataclasses.replace(each, is_unknown=True) for each in images[1:3]]
+    evaluation = dataclasses.replace(one.evaluation, images=images)
+    text = render([dataclasses.replace(one, info=info, evaluation=evaluation)], FACTS)
+    assert "It sees 1 of them as another kind of part, and calls 2 of all images unknown." in text
 
 
 @pytest.mark.parametrize("name", ["_hidden", "50 $ and 60 $", "ü & <b>"])

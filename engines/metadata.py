@@ -77,6 +77,8 @@ class ModelInfo:
     # graph gives no class distance.
     limits: Dict[str, float] = dataclasses.field(default_factory=dict)
     checkpoint_sha256: str = ""
+    # Of the checkpoint whose network it has, where classes were added or removed since.
+    made_from: str = ""
     versions: Dict[str, str] = dataclasses.field(default_factory=dict)  # package -> version that wrote the file
     format: int = FORMAT
 

@@ -13,7 +13,11 @@ from engines.errors import RuntimeNotInstalled, UserError
 from engines.files import make_folder, only_writer
 from uad.command_line import parse, parser_of
 from uad.commands.choices import Reading
+from uad.data.files import composed
 from uad.options import about, check_fields, part
+
+CHANGES = ("add_class", "remove_class")  # of the classes of a trained model
+OF_CHANGES = (*CHANGES, "ckpt", "out", "data", "reading", "overwrite")  # what goes with them
 
 
 @dataclass
@@ -38,6 +42,11 @@ class FitOptions:
     ckpt: Optional[Path] = field(
         default=None, metadata=about("model.ckpt of a run, to be fine-tuned under fake quantization")
     )
+    add_class: Optional[str] = field(
+        default=None,
+        metadata=about("class to add to --ckpt, a model with a bank, without training: a folder of --data.root"),
+    )
+    remove_class: Optional[str] = field(default=None, metadata=about("class to remove from --ckpt"))
     resume: Optional[Path] = field(
         default=None,
         metadata=about(
@@ -59,6 +68,9 @@ class FitOptions:
         check_fields(self)
         if self.overwrite and self.resume is not None:
             raise UserError("--overwrite starts again, --resume goes on: give one of them")
+        changed = [name for name in CHANGES if getattr(self, name) is not None]
+        if changed:
+            _check_change(self, changed)
         if not 0 <= self.false_positive_rate < 1:
             rate = f"--false-positive-rate {self.false_positive_rate}"
             raise UserError(f"{rate}: give a part of the good images, at least 0 and less than 1")
@@ -86,6 +98,9 @@ def fit(options: FitOptions) -> Path:
     options.reading.begin()
     with _alone_in(options.out):
         folder = place_for(options.out, options.overwrite)
+        if options.add_class is not None or options.remove_class is not None:
+            deliver(folder, options.out, _changed(options, folder))
+            return options.out / MODEL
         setup = set_up(options.model, options.data, options.trainer, options.ckpt, options.seed, folder)
         _watch(setup, options)
         if options.ckpt is not None:
@@ -93,6 +108,36 @@ def fit(options: FitOptions) -> Path:
         record = train(setup, folder, options.false_positive_rate, _settings(options, setup))
         deliver(folder, options.out, record, options.keep_cache)
     return options.out / MODEL
+
+
+def _changed(options: FitOptions, folder: Path) -> Any:
+    """Add or remove a class; the record of the run."""
+    from uad.training.classes import add_class, remove_class
+
+    assert options.ckpt is not None
+    if options.add_class is not None:
+        return add_class(options.ckpt, composed(options.add_class), options.data, folder)
+    assert options.remove_class is not None
+    return remove_class(options.ckpt, composed(options.remove_class), folder)
+
+
+def _check_change(options: FitOptions, changed: Sequence[str]) -> None:
+    """Refuse what does not go with a change of the classes."""
+    flags = [f"--{name.replace('_', '-')}" for name in changed]
+    if len(flags) > 1:
+        raise UserError(f"{' and '.join(flags)}: give one of them at a time")
+    if options.ckpt is None:
+        raise UserError(f"{flags[0]} needs --ckpt, the model.ckpt of a run")
+    if options.out is not None and options.ckpt.resolve() == (options.out / "model.ckpt").resolve():
+        raise UserError(f"--out {options.out} is the run of {options.ckpt}: give another folder")
+    unchanged = FitOptions()
+    names = [each.name for each in dataclasses.fields(FitOptions) if each.name not in OF_CHANGES]
+    others = [name for name in names if getattr(options, name) != getattr(unchanged, name)]
+    others += ["data"] if options.remove_class is not None and options.data else []
+    if others:
+        raise UserError(f"{flags[0]} trains nothing: leave out {', '.join(others)}")
+    if options.add_class is not None and "root" not in options.data:
+        raise UserError(f"{flags[0]} needs --data.root, the folder with its good images")
 
 
 @contextlib.contextmanager
@@ -126,6 +171,8 @@ def _go_on(options: FitOptions, run: Path) -> Path:
         raise UserError(f"{run} goes on with its own settings: leave out {', '.join(changed)}, or start a new run")
     folder = place_of(run)
     record = Record.read(folder)
+    if "trainer" not in record.settings:
+        raise UserError(f"{run} was not trained, its classes were changed: there is nothing to go on with")
     epochs = record.settings["trainer"]["max_epochs"]
     asked = options.trainer.get("max_epochs", epochs)
     if asked != epochs and not (isinstance(asked, int) and isinstance(epochs, int) and asked > epochs):

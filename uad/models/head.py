@@ -76,6 +76,9 @@ class Head(nn.Module):
         """Fit the scale of what the student is to learn, to the teacher's features of batches of good images."""
         fit_standardization(self.standardize, (levels[: self.depth] for levels in teacher))
 
+    def fit_places(self, teacher: Iterable[List[Tensor]]) -> None:
+        """Fit what describes a place to the teacher's features of batches of good images; a bank needs it."""
+
     def fit_readout(self, features: Features, in_float: Features, good: GoodImages) -> None:
         """Fit the read-out to good images.
 
@@ -119,6 +122,10 @@ class HeadWithBank(Head):
         """Those of the teacher's levels that the bank reads."""
         return [teacher[place] for place in self.remembered]
 
+    def fit_places(self, teacher: Iterable[List[Tensor]]) -> None:
+        """Fit the bank's projection."""
+        self.bank.fit_projection(map(self.levels_of_bank, teacher))
+
     def fit_readout(self, features: Features, in_float: Features, good: GoodImages) -> None:
         """Choose patches, fit the read-out, and choose how far the bank is trusted.
 
@@ -131,7 +138,6 @@ class HeadWithBank(Head):
             maps, deepest = self.seen(teacher, student)
             return [*maps, self.bank.described(self.levels_of_bank(teacher)), deepest]
 
-        self.bank.fit_projection(self.levels_of_bank(in_float(batch.image)[0]) for batch in good)
         self.bank.choose(good, lambda image: look(image, in_float), self.size)
         seen = list(self.bank.beside_others(good, look))
         self.readout.fit(seen, len(good.classes))

@@ -52,9 +52,10 @@ class PyramidModel(Model):
 
     @torch.no_grad()
     def prepare(self, good: GoodImages) -> None:
-        """Fit the scale of what the student is to learn."""
+        """Fit the scale of what the student is to learn, and what describes a place to a bank."""
         network = self.network
-        network.head.fit_targets(network.teacher(network.normalize(batch.image)) for batch in good)
+        for fit in (network.head.fit_targets, network.head.fit_places):
+            fit(network.teacher(network.normalize(batch.image)) for batch in good)
 
     @torch.no_grad()
     def fit_readout(self, training: GoodImages, held_out: GoodImages) -> None:

@@ -16,9 +16,9 @@ from engines.errors import UadWarning, UserError
 from engines.files import write_json
 from engines.images import RESIZE_RULE
 from engines.metadata import MOST_PIXELS, OUTPUTS, ModelInfo
-from uad.data.batches import BATCH
+from uad.data.batches import BATCH, GoodImages
 from uad.data.cache import kept_targets, key_of
-from uad.data.folder import test_samples
+from uad.data.folder import Sample, test_samples
 from uad.data.module import AnomalyData
 from uad.errors import TrainingError
 from uad.evaluation.evaluate import evaluate
@@ -197,26 +197,13 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
     training = data.some_for_training(model.images_of_each_class, "Fitting the read-out").on(device)
     with whole_float32():
         model.fit_readout(training, held_out.at(of_readout))
-        held_out = held_out.at(of_thresholds)
-        with torch.inference_mode():
-            judged = zip(*(model.network(batch.image) for batch in held_out))
-            outputs = dict(zip(OUTPUTS, (torch.cat(each).cpu().numpy() for each in judged)))
-    scores, names = outputs["score"], [held_out.classes[label] for label in held_out.label]
-    seen_as = [held_out.classes[index] for index in outputs.get("class_index", held_out.label)]
-    _say_who_looks_alike(names, seen_as)
-    right = [index for index, name in enumerate(names) if seen_as[index] == name]
-    of_right = [names[index] for index in right]
+    held_out = held_out.at(of_thresholds)
     height, width = data.size
     info = ModelInfo(
         **model.description,
+        **chosen_on(model, held_out, held_out.classes, false_positive_rate),
         classes=held_out.classes,
-        thresholds=thresholds_at(scores, names, false_positive_rate),
-        threshold=threshold_at(scores, false_positive_rate),
         false_positive_rate=false_positive_rate,
-        outputs=list(outputs),
-        limits=limits_at(outputs["class_distance"][right], of_right, held_out.classes)
-        if "class_distance" in outputs
-        else {},
         held_out=data.held_out_digests(of_thresholds),
         depths=data.depths,
         height=height,
@@ -224,24 +211,53 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
         resize=RESIZE_RULE,
         versions={name: version(name) for name in ("torch", "torchvision", "lightning")},
     )
-    text = rates_of_few(Counter(names), false_positive_rate)
-    if text:
-        warnings.warn(text, UadWarning, stacklevel=2)
-    path = folder / MODEL
-    save_checkpoint(path, model.cpu().state_to_save(), model.config, info, model.quantization)
     samples = test_samples(data.root, held_out.classes)  # a class that came while it trained is none of its own
+    write_model(model, info, samples, folder)
+
+
+def chosen_on(model: Model, held_out: GoodImages, known: Sequence[str], false_positive_rate: float) -> "Dict[str, Any]":
+    """What `ModelInfo` says of held-out good images: outputs, thresholds and limits of their classes, threshold.
+
+    Few images, and images that are seen as another class, are told.
+
+    Args:
+        model: whose network is ready.
+        held_out: the images.
+        known: the classes of the network, by index.
+        false_positive_rate: part of the images that may lie above their threshold.
+    """
+    with whole_float32(), torch.inference_mode():
+        judged = zip(*(model.network(batch.image) for batch in held_out))
+        outputs = dict(zip(OUTPUTS, (torch.cat(each).cpu().numpy() for each in judged)))
+    names = [held_out.classes[label] for label in held_out.label]
+    seen_as = [known[index] for index in outputs["class_index"]] if "class_index" in outputs else names
+    others = Counter((name, seen) for name, seen in zip(names, seen_as) if name != seen)
+    if others:
+        told = ", ".join(f"{count} of {names.count(name)} {name} as {seen}" for (name, seen), count in others.items())
+        warnings.warn(f"held-out good images are seen as another class: {told}", UadWarning, stacklevel=3)
+    few = rates_of_few(Counter(names), false_positive_rate)
+    if few:
+        warnings.warn(few, UadWarning, stacklevel=3)
+    limits: Dict[str, float] = {}
+    if "class_distance" in outputs:
+        right = [index for index, name in enumerate(names) if seen_as[index] == name]
+        limits = limits_at(outputs["class_distance"][right], [names[index] for index in right], held_out.classes)
+    return {
+        "outputs": list(outputs),
+        "thresholds": thresholds_at(outputs["score"], names, false_positive_rate),
+        "threshold": threshold_at(outputs["score"], false_positive_rate),
+        "limits": limits,
+    }
+
+
+def write_model(model: Model, info: ModelInfo, samples: Sequence[Sample], folder: Path) -> None:
+    """Write model.ckpt, and what it makes of test images to metrics.json; on the model's device."""
+    device, path = model.device, folder / MODEL
+    save_checkpoint(path, model.cpu().state_to_save(), model.config, info, model.quantization)
     with progress("Testing", len(samples)) as step:
         engine = TorchEngine(path, batch=BATCH, device=device)
         report = evaluate(engine, samples, progress=step).report
     write_json(folder / "metrics.json", report)
-
-
-def _say_who_looks_alike(names: Sequence[str], seen_as: Sequence[str]) -> None:
-    """Tell of held-out good images that are seen as another class: the same images in two folders, or equal parts."""
-    pairs = Counter((name, seen) for name, seen in zip(names, seen_as) if name != seen)
-    if pairs:
-        told = ", ".join(f"{count} of {names.count(name)} {name} as {seen}" for (name, seen), count in pairs.items())
-        warnings.warn(f"held-out good images are seen as another class: {told}", UadWarning, stacklevel=3)
 
 
 def quieten() -> None:

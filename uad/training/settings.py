@@ -115,6 +115,22 @@ def set_up(
     return made
 
 
+def set_up_data(settings: Dict[str, Any]) -> AnomalyData:
+    """The data that settings describe, without a model.
+
+    Raises:
+        UserError: a setting is unknown, of another type, or cannot be.
+    """
+    _check_names("data", settings, AnomalyData)
+    parser = ArgumentParser(prog="uad fit", exit_on_error=False, add_help=False)
+    parser.add_class_arguments(AnomalyData, "data")
+    try:
+        checked = parser.parse_object({"data": settings}).as_dict()["data"]
+    except ArgumentError as error:
+        raise UserError(f"{_sentence(str(error))} (see uad fit --help)") from error
+    return AnomalyData(**{**checked, "root": Path(os.path.expanduser(checked["root"]))})
+
+
 def _check_names(group: str, settings: Dict[str, Any], kind: Type[Any], more: str = "") -> None:
     """Name an unknown setting as it is given.
 

@@ -1,0 +1,153 @@
+"""Classes added to a trained model, and removed from it, without a training.
+
+A model with a bank knows a class by patches and statistics of its good images. Those of a new class stand behind those
+of the others, which stay as they are, to the last bit. A student is not trained on the new class: its distances are
+only put on the scale that they have there.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Dict
+
+import torch
+
+from engines.errors import UserError
+from engines.metadata import ModelInfo
+from export.classes import BANK, Arrays, of_classes, rows, together
+from uad.data.folder import test_samples
+from uad.data.module import AnomalyData
+from uad.errors import CheckpointError
+from uad.models import model_class
+from uad.models.base import Model
+from uad.training.checkpoint import Checkpoint, load_checkpoint
+from uad.training.fit import chosen_on, write_model
+from uad.training.precision import whole_float32
+from uad.training.run import Record, begin, images_of
+from uad.training.settings import set_up_data
+
+
+def add_class(ckpt: Path, name: str, settings: Dict[str, Any], folder: Path) -> Record:
+    """Add a class to a trained model.
+
+    Args:
+        ckpt: model.ckpt of a run with a bank.
+        name: of the class, a folder of the data.
+        settings: of the data, as in `uad.training.settings`; its size is that of the model.
+        folder: of the new run, see `uad.training.run.place_for`.
+
+    Raises:
+        UserError: the checkpoint has no bank or knows the class, or the data cannot serve.
+    """
+    start = load_checkpoint(ckpt)
+    info = start.info
+    if name in info.classes:
+        raise UserError(f"--add-class {name}: {ckpt} knows it already")
+    _check_bank(start, ckpt)
+    data = _data(start.info, name, settings)
+    data.check()
+    record = Record(
+        _record_of(ckpt, add_class=name, data={**settings, "root": str(data.root.absolute())}), images_of(data)
+    )
+    begin(folder, record)
+    model, alone = _model(start), _model(start)
+    held_out = data.held_out_good("Choosing thresholds").on(model.device)
+    with whole_float32():
+        alone.fit_readout(
+            data.some_for_training(model.images_of_each_class, "Fitting the class").on(model.device), held_out
+        )
+    joined = together(_arrays(model), _arrays(alone))
+    _load(model, joined)
+    chosen = chosen_on(model, held_out, [*info.classes, name], info.false_positive_rate)
+    added = dataclasses.replace(
+        info,
+        classes=[*info.classes, name],
+        thresholds={**info.thresholds, **chosen["thresholds"]},
+        limits={**info.limits, **chosen["limits"]},
+        held_out={**info.held_out, **data.held_out_digests()},
+        depths={**info.depths, **data.depths},
+        made_from=info.made_from or info.checkpoint_sha256,
+    )
+    write_model(model, added, test_samples(data.root, [name]), folder)
+    return record
+
+
+def remove_class(ckpt: Path, name: str, folder: Path) -> Record:
+    """Remove a class from a trained model.
+
+    Args:
+        ckpt: model.ckpt of a run.
+        name: of the class.
+        folder: of the new run.
+
+    Raises:
+        UserError: the checkpoint does not know the class, or knows no other.
+    """
+    start = load_checkpoint(ckpt)
+    info = start.info
+    if name not in info.classes:
+        raise UserError(f"--remove-class {name}: {ckpt} knows {', '.join(info.classes)}")
+    if len(info.classes) == 1:
+        raise UserError(f"--remove-class {name}: {ckpt} knows no other")
+    _check_float(start, ckpt)
+    record = Record(_record_of(ckpt, remove_class=name), {})
+    begin(folder, record)
+    model = _model(start)
+    _load(model, rows(_arrays(model), [index for index, each in enumerate(info.classes) if each != name]))
+
+    def others(values: Dict[str, Any]) -> Dict[str, Any]:
+        return {each: value for each, value in values.items() if each != name}
+
+    left = dataclasses.replace(
+        info,
+        classes=[each for each in info.classes if each != name],
+        thresholds=others(info.thresholds),
+        limits=others(info.limits),
+        held_out=others(info.held_out),
+        depths=others(info.depths),
+        made_from=info.made_from or info.checkpoint_sha256,
+    )
+    write_model(model, left, [], folder)
+    return record
+
+
+def _data(info: ModelInfo, name: str, settings: Dict[str, Any]) -> AnomalyData:
+    """The images of the class, of the model's size."""
+    for setting in ("classes", "image_size"):
+        if setting in settings:
+            raise UserError(f"--data.{setting}: leave it out, --add-class and the model say it")
+    return set_up_data({**settings, "classes": [name], "image_size": list(info.size)})
+
+
+def _record_of(ckpt: Path, **settings: Any) -> Dict[str, Any]:
+    return {"ckpt": str(ckpt.absolute()), **settings}
+
+
+def _check_float(start: Checkpoint, ckpt: Path) -> None:
+    if start.quantization is not None:
+        raise CheckpointError(f"{ckpt} was trained under fake quantization: give the float run that it came from")
+
+
+def _check_bank(start: Checkpoint, ckpt: Path) -> None:
+    _check_float(start, ckpt)
+    if BANK not in start.network.state_dict():
+        raise CheckpointError(f"{ckpt} has no bank, so a class needs a training: uad fit --model.bank 4000")
+
+
+def _model(start: Checkpoint) -> Model:
+    """The trained model, on the device that it is to compute on."""
+    model = model_class(start.info.model).from_config(start.config)
+    model.take_size(*start.info.size)
+    model.network.load_state_dict(start.network.state_dict())
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _arrays(model: Model) -> Arrays:
+    """What the head knows."""
+    return {name: value.cpu().numpy() for name, value in model.network.state_dict().items() if name.startswith("head.")}
+
+
+def _load(model: Model, of_each_class: Arrays) -> None:
+    """Take other rows."""
+    state = model.network.state_dict()
+    assert set(of_each_class) == set(of_classes(state))
+    model.network.load_state_dict({**state, **{name: torch.from_numpy(value) for name, value in of_each_class.items()}})

@@ -86,6 +86,8 @@ class ExportOptions:
             raise ExportError(f"--weight-bits {bits}: give 7 or 8, with --precision int8")
         if not self.is_plan:
             refuse_given(self.plan, f"is for --out FILE{SUFFIX}, not {self.out}")
+        if self.calibration.like is not None and asked not in (None, "int8"):
+            raise ExportError(f"--like is for --precision int8, not {asked}")
         if asked in ("fp32", "fp16"):
             images = ("data", "images", "classes", "seed") if asked == "fp16" and self.calibration.data else ()
             refuse_given(self.calibration, f"is for --precision int8 or auto, not {asked}", but=images)
@@ -155,6 +157,7 @@ def export(options: ExportOptions) -> Exported:
 
 def _made(source: "Source", options: ExportOptions) -> "Graph":
     """The graph of the asked precision."""
+    from uad.exporting.extending import extended
     from uad.exporting.half import to_half
     from uad.exporting.post_training import quantize
     from uad.exporting.source import Graph, with_learned_ranges
@@ -173,6 +176,8 @@ def _made(source: "Source", options: ExportOptions) -> "Graph":
         return Graph(source.model, source.info)
     if asked == "fp16":
         return to_half(source, options.calibration)
+    if options.calibration.like is not None:
+        return extended(source, options.calibration)
     if asked in ("int8", "auto"):
         return quantize(source, asked == "auto", options.calibration, options.choice, _plan_settings(options))
     if asked is None:

@@ -10,7 +10,7 @@ from typing import List, Literal, Optional
 from engines import runtimes
 from export.calibrate import PERCENTILE
 from export.errors import ExportError
-from uad.options import about, above_zero, at_least, check_fields
+from uad.options import about, above_zero, at_least, check_fields, refuse_given
 
 MIN_AGREEMENT = 0.998
 TENSORRT_ENTROPY = "tensorrt-entropy"
@@ -62,10 +62,22 @@ class Calibration:
         ),
     )
     seed: int = field(default=0, metadata=about("seed of the draw of calibration images"))
+    like: Optional[Path] = field(
+        default=None,
+        metadata=about(
+            "for int8, after uad fit --add-class or --remove-class: int8 file of the model before, whose ranges and "
+            "read-out the classes that stay keep; images are then needed of the new classes alone"
+        ),
+    )
+    widen: bool = field(default=False, metadata=about("with --like: widen ranges that images of the new classes leave"))
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be."""
         check_fields(self)
+        if self.widen and self.like is None:
+            raise ExportError("--widen is for --like")
+        if self.like is not None:
+            refuse_given(self, f"is not for --like {self.like}, which has its ranges", but=("data", "like", "widen"))
         if self.data is not None:
             self.data = str(Path(self.data).expanduser()) if self.data.startswith("~") else self.data
         above_zero(percentile=self.percentile)

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from image_folders import make_class, save
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+import engines  # noqa: E402
+from engines.graph import constants  # noqa: E402
 from engines.images import read_image  # noqa: E402
+from engines.model_file import load_model  # noqa: E402
 from export.classes import of_classes, together  # noqa: E402
 from uad import cli  # noqa: E402
 from uad.data.folder import test_samples as samples_of_tests  # noqa: E402
@@ -177,3 +181,143 @@ def test_a_model_without_a_bank_needs_a_training(images: Path, tmp_path: Path, e
     assert checkpoint.info.classes == ["bolt"] and len(checkpoint.network.head.readout.centroids) == 1
     ckpt[1] = tmp_path / "out" / "model.ckpt"
     assert "knows no other" in error_of("fit", "--remove-class", "bolt", *ckpt[:2], "--out", tmp_path / "none")
+
+
+# Its INT8 file -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def int8(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The INT8 file of the model of bolts and nuts."""
+    out: Path = run.with_name("int8.onnx")
+    some = tmp_path_factory.mktemp("two")
+    for name in ("bolt", "nut"):
+        (some / name).symlink_to(images / name)
+    uad(
+        "export", run / "model.ckpt", "--precision", "int8", "--calibration-data", some, "--target", "cpu", "--out", out
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def cogs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the new class alone."""
+    folder: Path = tmp_path_factory.mktemp("cogs")
+    (folder / "cog").symlink_to(images / "cog")
+    return folder
+
+
+def test_its_int8_file_needs_no_old_image_and_judges_the_others_as_before(
+    run: Path, added: Path, int8: Path, cogs: Path, images: Path, tmp_path: Path
+) -> None:
+    flags = ["--precision", "int8", "--like", int8, "--target", "cpu"]
+    for source in (added / "model.ckpt", tmp_path / "fp32.onnx"):
+        out = tmp_path / f"{source.stem}.int8.onnx"
+        uad("export", source, *flags, "--calibration-data", cogs, "--out", out)
+        if source.suffix == ".ckpt":
+            uad("export", source, "--precision", "fp32", "--target", "cpu", "--out", tmp_path / "fp32.onnx")
+    tests = samples_of_tests(images)
+    pixels, names = load_images(tests, SIZE), np.array([sample.class_name for sample in tests])
+    before, after, again, floats = (
+        engines.load(path, "onnxruntime", batch=4)
+        for path in (int8, tmp_path / "model.int8.onnx", tmp_path / "fp32.int8.onnx", tmp_path / "fp32.onnx")
+    )
+    one, other, third, exact = (engine.infer(pixels) for engine in (before, after, again, floats))
+    old = names != "cog"
+    np.testing.assert_array_equal(one.score[old], other.score[old])
+    np.testing.assert_array_equal(one.class_distance[old], other.class_distance[old])  # type: ignore[index]
+    np.testing.assert_array_equal(third.score, other.score)
+    np.testing.assert_array_equal(other.class_index, exact.class_index)
+    assert (other.score != exact.score).any()
+    info = after.info
+    assert info.precision == "int8" and info.classes == ["bolt", "nut", "cog"]
+    assert info.refitted == {"images": {"cog": 8}, "thresholds": ["cog"]}
+    for name in ("thresholds", "limits"):
+        assert {key: getattr(info, name)[key] for key in ("bolt", "nut")} == getattr(before.info, name)
+    assert info.thresholds["cog"] != floats.info.thresholds["cog"] and info.calibration == before.info.calibration
+
+
+def test_a_class_that_went_needs_no_image(run: Path, added: Path, int8: Path, images: Path, tmp_path: Path) -> None:
+    uad("fit", "--remove-class", "nut", "--ckpt", run / "model.ckpt", "--out", tmp_path / "bolts")
+    out = tmp_path / "bolts.onnx"
+    uad("export", tmp_path / "bolts" / "model.ckpt", "--like", int8, "--target", "cpu", "--out", out)
+    with engines.load(out, "onnxruntime") as after, engines.load(int8, "onnxruntime") as before:
+        pixels = load_images([each for each in samples_of_tests(images) if each.class_name == "bolt"], SIZE)
+        np.testing.assert_array_equal(before.infer(pixels).score, after.infer(pixels).score)
+        assert after.info.classes == ["bolt"]
+
+
+def test_ranges_that_the_new_class_leaves_are_told_and_widened(
+    run: Path, int8: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("train/good", "test/good"):
+        for index in range(9):  # in colours, which grey parts do not have
+            save(
+                np.random.default_rng(index).integers(0, 2, (*SIZE, 3)).astype(np.uint8) * 255,
+                tmp_path / "in" / "gear" / kind / f"{index}.png",
+            )
+    uad(
+        "fit",
+        "--add-class",
+        "gear",
+        "--ckpt",
+        run / "model.ckpt",
+        "--data.root",
+        tmp_path / "in",
+        "--out",
+        tmp_path / "out",
+    )
+    export = ["export", tmp_path / "out" / "model.ckpt", "--like", int8, "--calibration-data", tmp_path / "in"]
+    capsys.readouterr()
+    uad(*export, "--target", "cpu", "--out", tmp_path / "narrow.onnx")
+    said = capsys.readouterr().err
+    assert "INT8 ranges are left by gear" in said and "--widen widens them" in said
+    uad(*export, "--widen", "--target", "cpu", "--out", tmp_path / "wide.onnx")
+    assert "they are widened" in capsys.readouterr().out
+    narrow, wide, floats = (
+        scales_of(load_model(path)) for path in (tmp_path / "narrow.onnx", tmp_path / "wide.onnx", int8)
+    )
+    assert narrow == floats and all(wide[name] >= scale for name, scale in floats.items()) and wide != floats
+
+
+def scales_of(model: onnx.ModelProto) -> dict[str, float]:
+    values = constants(model)
+    nodes = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in values]
+    return {node.input[0]: float(values[node.input[1]]) for node in nodes}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "--like needs --calibration-data: a folder with good images of cog"),
+        (["--calibration-data", "BOLTS"], "holds no good images of cog, which came"),
+        (["--calibration-data", "COGS", "--calibrator", "entropy"], "--calibrator is not for --like"),
+        (["--calibration-data", "COGS", "--precision", "fp16"], "--like is for --precision int8, not fp16"),
+    ],
+)
+def test_what_cannot_be_like_it_is_said(
+    flags: list[str],
+    said: str,
+    added: Path,
+    int8: Path,
+    cogs: Path,
+    images: Path,
+    tmp_path: Path,
+    error_of: Callable[..., str],
+) -> None:
+    (tmp_path / "bolts").mkdir()
+    (tmp_path / "bolts" / "bolt").symlink_to(images / "bolt")
+    given = [{"COGS": str(cogs), "BOLTS": str(tmp_path / "bolts")}.get(flag, flag) for flag in flags]
+    assert said in error_of("export", added / "model.ckpt", "--like", int8, *given, "--out", tmp_path / "a.onnx")
+
+
+def test_a_file_of_another_model_is_not_like_it(
+    run: Path, added: Path, int8: Path, cogs: Path, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    out = ["--calibration-data", cogs, "--out", tmp_path / "a.onnx"]
+    assert "is not of the model" in error_of("export", run / "model.ckpt", "--like", int8, *out)
+    uad("export", run / "model.ckpt", "--precision", "fp32", "--target", "cpu", "--out", tmp_path / "fp32.onnx")
+    assert "is fp32: give an int8 file" in error_of(
+        "export", added / "model.ckpt", "--like", tmp_path / "fp32.onnx", *out
+    )
+    assert "--widen is for --like" in error_of("export", added / "model.ckpt", "--widen", "--precision", "int8", *out)

@@ -23,7 +23,7 @@ from export.explain import clipped_percent
 from export.quantize import collect_histograms
 from export.readout import read_statistics, with_statistics
 from uad.data.reading import each_image
-from uad.exporting.images import CalibrationImages
+from uad.exporting.images import CalibrationImages, calibration_images
 from uad.exporting.refit import Fit, Refit, choose_thresholds, share_above
 from uad.exporting.settings import Calibration
 from uad.exporting.source import Graph, Source, load_source
@@ -54,7 +54,7 @@ def extended(source: Source, calibration: Calibration) -> Graph:
         return Graph(grafted, info)
     if calibration.data is None:
         raise ExportError(f"--like needs --calibration-data: a folder with good images of {', '.join(came)}")
-    images = source.images(calibration)
+    images = calibration_images(source.info, calibration.data)  # none of the others is needed
     missing = [name for name in came if name not in {sample.class_name for sample in images.readout}]
     if missing:
         raise ExportError(f"{calibration.data} holds no good images of {', '.join(missing)}, which came: give some")
@@ -173,7 +173,7 @@ def _ranges(
         return model, info
     worst = max(left, key=left.__getitem__)
     names = ", ".join(came)
-    text = f"{len(left)} of {len(ends)} INT8 ranges are left by {names}, that of {worst} by {left[worst]:.2g}%"
+    text = f"{len(left)} of {len(ends)} INT8 ranges are left by {names}, that of {worst} by {left[worst]:.3g}%"
     if not calibration.widen:
         how = "--widen widens them, and changes the scores of every class a little"
         warnings.warn(f"{text}: {how}", UadWarning, stacklevel=2)

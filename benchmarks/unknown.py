@@ -235,7 +235,8 @@ def linear(training: "list[Tensor]", spread: Tensor, features: Tensor) -> Tensor
     given = given - mean
     ridge = len(given) * torch.eye(given.shape[1], dtype=torch.float64)
     weight = torch.linalg.solve(given.T @ given + ridge, given.T @ (wanted - of_wanted))
-    return ((features.double() / spread - mean) @ weight + of_wanted).argmax(dim=1)
+    found: Tensor = ((features.double() / spread - mean) @ weight + of_wanted).argmax(dim=1)
+    return found
 
 
 def in_int8(options: argparse.Namespace) -> "dict[str, Any]":

@@ -102,9 +102,9 @@ def page(result: "dict[str, Any]") -> str:
     header += ["its good images, unknown"]
     return f"""# A new part
 
-Image AUROC of a class of {result["data"]} that was trained with the others, and of the same class added to a model of the
-others by `uad fit --add-class`. The configs of the repository: a bank of 4,000 patches a class, in `stfpm` beside a
-student, which does not learn the class that is added. The seconds hold reading all good images and testing.
+Image AUROC of a class of {result["data"]} that was trained with the others, and of the same class added to a model of
+the others by `uad fit --add-class`. The configs of the repository: a bank of 4,000 patches a class, in `stfpm` beside
+a student, which does not learn the class that is added. The seconds hold reading all good images and testing.
 
 {markdown(header, rows)}
 

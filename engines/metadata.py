@@ -77,8 +77,9 @@ class ModelInfo:
     # graph gives no class distance.
     limits: Dict[str, float] = dataclasses.field(default_factory=dict)
     checkpoint_sha256: str = ""
-    # Of the checkpoint whose network it has, where classes were added or removed since.
+    # Of the checkpoint whose network it has, where classes were added, removed or given more images since.
     made_from: str = ""
+    images: Dict[str, int] = dataclasses.field(default_factory=dict)  # class -> good images that its statistics rest on
     versions: Dict[str, str] = dataclasses.field(default_factory=dict)  # package -> version that wrote the file
     format: int = FORMAT
 
@@ -200,6 +201,7 @@ def _check(info: ModelInfo) -> None:
     known_outputs = [list(OUTPUTS[:count]) for count in range(2, len(OUTPUTS) + 1)]
     _require(info.outputs in known_outputs, f"its outputs are {', '.join(info.outputs)}")
     _require(set(info.limits) <= set(names), "limits must be of the classes")
+    _require(set(info.images) <= set(names), "images must be of the classes")
     _require(set(info.former_limits or ()) <= set(names), "former_limits must be of the classes")
     for name, value in info.residual_scales.items():
         _require(value > 0, f"the scale of {name} is {value}")

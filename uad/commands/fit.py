@@ -16,7 +16,7 @@ from uad.commands.choices import Reading
 from uad.data.files import composed
 from uad.options import about, check_fields, part
 
-CHANGES = ("add_class", "remove_class")  # of the classes of a trained model
+CHANGES = ("add_class", "add_images", "remove_class")  # of the classes of a trained model
 OF_CHANGES = (*CHANGES, "ckpt", "out", "data", "reading", "overwrite")  # what goes with them
 
 
@@ -45,6 +45,9 @@ class FitOptions:
     add_class: Optional[str] = field(
         default=None,
         metadata=about("class to add to --ckpt, a model with a bank, without training: a folder of --data.root"),
+    )
+    add_images: Optional[str] = field(
+        default=None, metadata=about("class of --ckpt to which good images of --data.root are added")
     )
     remove_class: Optional[str] = field(default=None, metadata=about("class to remove from --ckpt"))
     resume: Optional[Path] = field(
@@ -98,7 +101,7 @@ def fit(options: FitOptions) -> Path:
     options.reading.begin()
     with _alone_in(options.out):
         folder = place_for(options.out, options.overwrite)
-        if options.add_class is not None or options.remove_class is not None:
+        if any(getattr(options, name) is not None for name in CHANGES):
             deliver(folder, options.out, _changed(options, folder))
             return options.out / MODEL
         setup = set_up(options.model, options.data, options.trainer, options.ckpt, options.seed, folder)
@@ -111,14 +114,16 @@ def fit(options: FitOptions) -> Path:
 
 
 def _changed(options: FitOptions, folder: Path) -> Any:
-    """Add or remove a class; the record of the run."""
-    from uad.training.classes import add_class, remove_class
+    """Change the classes of a trained model; the record of the run."""
+    from uad.training.classes import add_class, add_images, remove_class
 
     assert options.ckpt is not None
-    if options.add_class is not None:
-        return add_class(options.ckpt, composed(options.add_class), options.data, folder)
-    assert options.remove_class is not None
-    return remove_class(options.ckpt, composed(options.remove_class), folder)
+    if options.remove_class is not None:
+        return remove_class(options.ckpt, composed(options.remove_class), folder)
+    if options.add_images is not None:
+        return add_images(options.ckpt, composed(options.add_images), options.data, folder)
+    assert options.add_class is not None
+    return add_class(options.ckpt, composed(options.add_class), options.data, folder)
 
 
 def _check_change(options: FitOptions, changed: Sequence[str]) -> None:
@@ -136,7 +141,7 @@ def _check_change(options: FitOptions, changed: Sequence[str]) -> None:
     others += ["data"] if options.remove_class is not None and options.data else []
     if others:
         raise UserError(f"{flags[0]} trains nothing: leave out {', '.join(others)}")
-    if options.add_class is not None and "root" not in options.data:
+    if options.remove_class is None and "root" not in options.data:
         raise UserError(f"{flags[0]} needs --data.root, the folder with its good images")
 
 

@@ -12,7 +12,7 @@ et al., 2021). What good images hardly vary in counts for more then, and a bank 
 """
 
 import itertools
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,7 @@ class Bank(nn.Module):
         self.register_buffer("squares", torch.zeros(1, 1, 1))
         self.register_buffer("farthest", torch.ones(1))
         self.register_buffer("image_of", torch.zeros(1, 1, dtype=torch.int64), persistent=False)  # while it is made
+        self.known: Optional[Tensor] = None  # (D, K) of images that are not at hand, to be chosen among as well
 
     def forward(self, levels: List[Tensor], label: Tensor) -> Tensor:
         """Look up the patches of the class."""
@@ -118,7 +119,7 @@ class Bank(nn.Module):
                 f"a bank puts good images beside others of their class: give more of {', '.join(few)}, "
                 "or, beside a student, --model.bank 0"
             )
-        self.set_patches([choose_patches(features, size) for *_, features, _ in good.by_class(look)])
+        self.set_patches([choose_patches(features, size, self.known) for *_, features, _ in good.by_class(look)])
 
     @torch.no_grad()
     def beside_others(self, images: GoodImages, look: Look) -> Iterator[Seen]:
@@ -183,22 +184,27 @@ def middle_distance(distances: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def choose_patches(features: Tensor, size: int, seed: int = 0) -> Tuple[Tensor, Tensor]:
+def choose_patches(features: Tensor, size: int, known: Optional[Tensor] = None, seed: int = 0) -> Tuple[Tensor, Tensor]:
     """Choose patches of the good images of a class by greedy k-centre, among at most `CANDIDATES` places.
 
     Args:
         features: (N, D, h, w) float32 of N images.
         size: how many at most.
+        known: (D, K) patches of other images, which are candidates, too.
         seed: of the candidates.
 
     Returns:
-        The patches (K, D), and the image that each is of (K,) int64.
+        The patches (K, D), and the image that each is of (K,) int64, -1 for one that was known.
     """
     random = torch.Generator().manual_seed(seed)
     places = features.flatten(2).transpose(1, 2).flatten(0, 1)
     images = torch.arange(len(features), device=features.device).repeat_interleave(len(places) // len(features))
     candidates = torch.randperm(len(places), generator=random)[:CANDIDATES].to(features.device)
-    chosen = candidates[k_centre(places[candidates], size)]
+    places, images = places[candidates], images[candidates]
+    if known is not None:
+        places = torch.cat([places, known.T])
+        images = torch.cat([images, torch.full((known.shape[1],), -1, device=images.device)])
+    chosen = k_centre(places, size)
     return places[chosen], images[chosen]
 
 

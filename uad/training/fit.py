@@ -205,6 +205,7 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
         classes=held_out.classes,
         false_positive_rate=false_positive_rate,
         held_out=data.held_out_digests(of_thresholds),
+        images=counts_of(training),
         depths=data.depths,
         height=height,
         width=width,
@@ -213,6 +214,11 @@ def finish(model: Model, data: AnomalyData, false_positive_rate: float, folder: 
     )
     samples = test_samples(data.root, held_out.classes)  # a class that came while it trained is none of its own
     write_model(model, info, samples, folder)
+
+
+def counts_of(good: GoodImages) -> Dict[str, int]:
+    """How many images there are of each class."""
+    return {name: int((good.label == index).sum()) for index, name in enumerate(good.classes)}
 
 
 def chosen_on(model: Model, held_out: GoodImages, known: Sequence[str], false_positive_rate: float) -> "Dict[str, Any]":

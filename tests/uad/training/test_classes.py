@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from image_folders import make_class, save
+from image_folders import make_class, noise, save
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -18,7 +18,7 @@ import engines  # noqa: E402
 from engines.graph import constants  # noqa: E402
 from engines.images import read_image  # noqa: E402
 from engines.model_file import load_model  # noqa: E402
-from export.classes import of_classes, together  # noqa: E402
+from export.classes import mixed, of_classes, together  # noqa: E402
 from uad import cli  # noqa: E402
 from uad.data.folder import test_samples as samples_of_tests  # noqa: E402
 from uad.data.reading import load_images  # noqa: E402
@@ -107,6 +107,66 @@ def test_what_is_removed_is_as_if_it_had_not_come(run: Path, added: Path) -> Non
         assert getattr(one.info, name) == getattr(other.info, name)
     assert other.info.made_from == one.info.checkpoint_sha256  # through the one that was added
     assert json.loads((out / "metrics.json").read_text())["classes"] == {}
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More bolts, a little darker, some of which are put by to be tested."""
+    root: Path = tmp_path_factory.mktemp("more")
+    for index in range(12):
+        image = (noise(7000 + index) * 0.85).astype(np.uint8)
+        save(image, root / "bolt" / ("train" if index < 9 else "test") / "good" / f"{index}.png")
+    return root
+
+
+def test_more_images_of_a_class_make_them_known(run: Path, more: Path, images: Path) -> None:
+    out = run.with_name("more")
+    uad("fit", "--add-images", "bolt", "--ckpt", run / "model.ckpt", "--data.root", more, "--out", out)
+    before, after = (TorchEngine(folder / "model.ckpt", batch=4) for folder in (run, out))
+    assert after.info.classes == before.info.classes and after.info.images == {"bolt": 16, "nut": 8}
+    assert len(after.info.held_out["bolt"]) == 2 and after.info.held_out["nut"] == before.info.held_out["nut"]
+    assert after.info.thresholds["nut"] == before.info.thresholds["nut"]
+    assert after.info.thresholds["bolt"] >= before.info.thresholds["bolt"]
+    tests = samples_of_tests(images)
+    nuts = load_images([each for each in tests if each.class_name == "nut"], SIZE)
+    np.testing.assert_array_equal(before.infer(nuts).score, after.infer(nuts).score)
+    new = load_images(samples_of_tests(more), SIZE)
+    one, other = (engine.infer(new).class_distance for engine in (before, after))
+    assert other.mean() < 0.9 * one.mean()  # type: ignore[union-attr]
+    old, grown = (engine.network.head.bank for engine in (before, after))
+    kept = (torch.cdist(grown.patches[0].T, old.patches[0].T).min(dim=1).values < 1e-4).sum()
+    assert 5 < int(kept) < 45 and torch.equal(grown.patches[1], old.patches[1])  # of 50, some of each
+
+
+def test_images_that_are_known_are_no_new_ones(
+    run: Path, images: Path, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    given = ["--ckpt", run / "model.ckpt", "--data.root", images, "--out", tmp_path / "out"]
+    assert "are known to" in error_of("fit", "--add-images", "bolt", *given)
+    assert "knows bolt, nut" in error_of("fit", "--add-images", "cog", *given)
+
+
+def test_statistics_are_mixed_as_those_of_all_images() -> None:
+    random = np.random.default_rng(0)
+    few, many = random.normal(3.0, 1.0, (20, 4)), random.normal(5.0, 2.0, (60, 4))
+    level, spread = "head.readout.levels.0", np.full(4, 2.0, np.float32)
+
+    def head(values: np.ndarray, unit: np.ndarray) -> dict[str, np.ndarray]:
+        made = {f"{level}.mean": values.mean(axis=0), f"{level}.std": values.std(axis=0)}
+        made["head.readout.centroids"] = values.mean(axis=0) / unit
+        made["head.readout.trust"] = made["head.bank.farthest"] = values.max(keepdims=True)[0, 0]
+        return {
+            **{name: np.asarray(value, np.float32)[None] for name, value in made.items()},
+            "head.readout.spread": unit,
+        }
+
+    found = mixed(head(few, spread), 0, head(many, spread / 4), 0.75)
+    everything = np.concatenate([few, many])
+    np.testing.assert_allclose(found[f"{level}.mean"][0], everything.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found[f"{level}.std"][0], everything.std(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found["head.readout.centroids"][0], everything.mean(axis=0) / 2, rtol=1e-5)
+    assert found["head.bank.farthest"][0] == np.float32(everything.max())
+    assert found["head.readout.trust"][0] == np.float32(few.max())
 
 
 def test_a_run_says_what_it_is_of(added: Path, error_of: Callable[..., str]) -> None:

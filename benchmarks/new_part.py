@@ -34,11 +34,12 @@ def main() -> None:
         "--added", nargs="+", help="classes to add; all if not given. The student's model takes the first"
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--steps", type=int, help="of the student's training; as in its config if not given")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
     options = parser.parse_args()
     classes = list(find_classes(options.data))
-    result: dict[str, Any] = {"machine": machine(), "data": options.data.name, "rows": []}
+    result: dict[str, Any] = {"machine": machine(), "data": options.data.name, "steps": options.steps, "rows": []}
     for model in options.models:
         for name in (options.added or classes)[: 1 if model == "stfpm" else None]:
             result["rows"].append(measured(options, model, name, classes))
@@ -76,6 +77,8 @@ def trained(options: argparse.Namespace, model: str, run: Path, classes: "list[s
     if not (run / "metrics.json").exists():
         flags = ["--config", str(CONFIGS / f"{model}.yaml"), "--data.root", str(options.data), "--overwrite"]
         flags += ["--data.classes", f"[{','.join(classes)}]", "--model.weights", str(options.weights)]
+        if model == "stfpm" and options.steps is not None:
+            flags += ["--trainer.max_steps", str(options.steps)]
         command(["fit", *flags, "--out", str(run)])
     return run
 
@@ -100,11 +103,12 @@ def page(result: "dict[str, Any]") -> str:
         rows.append([*cells, f"{row['unknown'][1]} of {row['good']}"])
     header = ["model", "class added", "good images", "seconds", "from the start", "added", "difference"]
     header += ["its good images, unknown"]
+    steps = f" The student took {result['steps']} steps." if result["steps"] is not None else ""
     return f"""# A new part
 
 Image AUROC of a class of {result["data"]} that was trained with the others, and of the same class added to a model of
 the others by `uad fit --add-class`. The configs of the repository: a bank of 4,000 patches a class, in `stfpm` beside
-a student, which does not learn the class that is added. The seconds hold reading all good images and testing.
+a student, which does not learn the class that is added. The seconds hold reading all good images and testing.{steps}
 
 {markdown(header, rows)}
 

@@ -229,6 +229,16 @@ def test_where_it_cannot_go_is_said(
     assert "holds a run" in error_of(*add, "--ckpt", run / "model.ckpt", "--out", added)
 
 
+@pytest.mark.filterwarnings("always::engines.errors.UadWarning")
+def test_equal_images_in_two_folders_are_told(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("bolt", "twin"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "train").symlink_to(images / "bolt" / "train")
+    flags = ["--model.bank", 50, "--data.root", tmp_path / "in", "--out", tmp_path / "run"]
+    uad("fit", "--model", "patchcore", *SMALL, *flags)
+    assert "held-out good images are seen as another class: 1 of 1 twin as bolt" in capsys.readouterr().err
+
+
 def test_a_model_without_a_bank_needs_a_training(images: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
     flags = ["--data.root", images, "--data.classes", "[bolt,nut]", "--trainer.max_epochs", 1]
     uad("fit", "--model", "stfpm", *SMALL, *flags, "--out", tmp_path / "run")

@@ -95,6 +95,8 @@ def test_the_class_is_as_if_it_had_been_there_from_the_start(run: Path, added: P
         head.readout.centroids[index] * head.readout.spread for head, index in ((one, of_one), (other, of_other))
     ]
     torch.testing.assert_close(*centroids, rtol=1e-4, atol=1e-5)
+    two, three = (load_checkpoint(folder / "model.ckpt").network.state_dict() for folder in (run, whole))
+    assert {name for name, value in two.items() if value.shape != three[name].shape} == set(of_classes(three))
 
 
 def test_what_is_removed_is_as_if_it_had_not_come(run: Path, added: Path) -> None:

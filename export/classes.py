@@ -5,7 +5,7 @@ centroid of the read-out. A class is added by adding rows, and removed by removi
 """
 
 import re
-from typing import Dict, Iterable, Sequence
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ OF_CLASSES = re.compile(
 )
 
 
-def of_classes(names: Iterable[str]) -> "list[str]":
+def of_classes(names: Iterable[str]) -> List[str]:
     """The names of arrays with a row for each class."""
     return [name for name in names if OF_CLASSES.fullmatch(name)]
 
@@ -89,7 +89,7 @@ def _in_units_of(name: str, values: Arrays, more: Arrays) -> np.ndarray:
     return np.asarray(more[name] * (more[SPREAD].astype(np.float64) / values[SPREAD]), values[name].dtype)
 
 
-def _of_one_size(name: str, one: np.ndarray, other: np.ndarray) -> "tuple[np.ndarray, np.ndarray]":
+def _of_one_size(name: str, one: np.ndarray, other: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Arrays of two banks, of which the smaller one repeats its patches; all others as they are."""
     if not name.startswith("head.bank.") or one.ndim != 3 or one.shape[2] == other.shape[2]:
         return one, other

@@ -98,14 +98,17 @@ def test_new_thresholds_are_written_where_the_server_reads_them(tmp_path: Path) 
     assert (tmp_path / "config.pbtxt").read_text() == "of another program"
 
 
+@pytest.mark.parametrize(("limit", "decision"), [(1e6, "defect"), (0.0, "unknown")])
 def test_the_client_of_the_page_judges_as_uad_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    limit: float, decision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The server is played by the file that it would run, for there is none here; all else is as on the page."""
     json_format = pytest.importorskip("google.protobuf.json_format", reason="protobuf is not installed")
-    changes: dict[str, Any] = {"classes": ["gear"], "thresholds": {"gear": 0.0}, "held_out": {}}
-    info = tiny_info(**changes)
-    folder = write_repository(save_tiny(tmp_path / "parts.onnx", **changes), info, None, tmp_path / "models")
+    classes = ["gear", "plate"]
+    changes: dict[str, Any] = {"classes": classes, "thresholds": dict.fromkeys(classes, -1.0), "held_out": {}}
+    changes.update(limits=dict.fromkeys(classes, limit), outputs=list(OUTPUTS))
+    info, file = tiny_info(**changes), save_tiny(tmp_path / "parts.onnx", with_readout(), **changes)
+    folder = write_repository(file, info, None, tmp_path / "models")
     config = json_format.MessageToDict(parsed((folder / "config.pbtxt").read_text()), preserving_proto_field_name=True)
     photograph = Image.fromarray(noise(3, 40))
     exif = Image.Exif()
@@ -122,8 +125,8 @@ def test_the_client_of_the_page_judges_as_uad_does(
 
         def infer(self, name: str, inputs: list[Any]) -> Any:
             given.append(inputs[0].pixels)
-            score = self.engine.infer(inputs[0].pixels).score
-            return types.SimpleNamespace(as_numpy=lambda name: score)
+            prediction = self.engine.infer(inputs[0].pixels)
+            return types.SimpleNamespace(as_numpy=lambda name: getattr(prediction, name))
 
     class Input:
         def __init__(self, name: str, shape: list[int], dtype: str) -> None:
@@ -142,7 +145,7 @@ def test_the_client_of_the_page_judges_as_uad_does(
     (expected,) = read_resized(tmp_path / "photo.png", [info.size])
     assert np.array_equal(given[0][0], expected)
     assert not np.array_equal(expected, resize(np.asarray(photograph), info.size))  # it lay on its side
-    assert capsys.readouterr().out.startswith("defect ")
+    assert capsys.readouterr().out.startswith((f"{decision} gear ", f"{decision} plate "))
 
 
 def test_what_cannot_be_is_told(tmp_path: Path) -> None:

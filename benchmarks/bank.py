@@ -111,6 +111,7 @@ def give_bank(student: Path, root: Path, patches: int, run: Path) -> None:
     model.network.load_state_dict(learned, strict=False)
     data = AnomalyData(root)
     data.check()
+    model.prepare(data.some_for_training(model.images_of_each_class, "Preparing"))  # what describes a place
     finish(model, data, FALSE_POSITIVES, run)
 
 

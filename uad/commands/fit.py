@@ -133,8 +133,8 @@ def _check_change(options: FitOptions, changed: Sequence[str]) -> None:
         raise UserError(f"{' and '.join(flags)}: give one of them at a time")
     if options.ckpt is None:
         raise UserError(f"{flags[0]} needs --ckpt, the model.ckpt of a run")
-    if options.out is not None and options.ckpt.resolve() == (options.out / "model.ckpt").resolve():
-        raise UserError(f"--out {options.out} is the run of {options.ckpt}: give another folder")
+    if options.out is not None:
+        _check_elsewhere(options.ckpt, options.out)
     unchanged = FitOptions()
     names = [each.name for each in dataclasses.fields(FitOptions) if each.name not in OF_CHANGES]
     others = [name for name in names if getattr(options, name) != getattr(unchanged, name)]
@@ -293,6 +293,11 @@ def _check_start(setup: Any, ckpt: Path, out: Path) -> None:
     if data.size != info.size:
         size = info.height if info.height == info.width else f"[{info.height},{info.width}]"
         raise UserError(f"{ckpt} takes images of {size} pixels: give --data.image_size {size}")
+    _check_elsewhere(ckpt, out)
+
+
+def _check_elsewhere(ckpt: Path, out: Path) -> None:
+    """Refuse to write the run over the checkpoint that it starts from."""
     if ckpt.resolve() == (out / "model.ckpt").resolve():
         raise UserError(f"--out {out} is the run of {ckpt}: give another folder")
 

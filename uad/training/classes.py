@@ -46,8 +46,7 @@ def add_class(ckpt: Path, name: str, settings: Dict[str, Any], folder: Path) -> 
     data, record = _begun(start, ckpt, settings, folder, add_class=name)
     model, alone = _model(start), _model(start)
     training, held_out = _fitted(alone, data)
-    joined = together(_arrays(model), _arrays(alone))
-    _load(model, joined)
+    _load(model, together(_arrays(model), _arrays(alone)))
     chosen = chosen_on(model, held_out, [*info.classes, name], info.false_positive_rate)
     added = dataclasses.replace(
         info,
@@ -130,7 +129,7 @@ def remove_class(ckpt: Path, name: str, folder: Path) -> Record:
     if len(info.classes) == 1:
         raise UserError(f"--remove-class {name}: {ckpt} knows no other")
     _check_float(start, ckpt)
-    record = Record(_record_of(ckpt, remove_class=name), {})
+    record = Record({"ckpt": str(ckpt.absolute()), "remove_class": name}, {})
     begin(folder, record)
     model = _model(start)
     _load(model, rows(_arrays(model), [index for index, each in enumerate(info.classes) if each != name]))
@@ -164,7 +163,7 @@ def _begun(
     data = set_up_data({**settings, "classes": [name], "image_size": list(start.info.size)})
     data.check()
     given = {**settings, "root": str(data.root.absolute())}
-    record = Record({**_record_of(ckpt), **change, "data": given}, images_of(data))
+    record = Record({"ckpt": str(ckpt.absolute()), **change, "data": given}, images_of(data))
     begin(folder, record)
     return data, record
 
@@ -176,10 +175,6 @@ def _fitted(alone: Model, data: AnomalyData) -> Tuple[GoodImages, GoodImages]:
     with whole_float32():
         alone.fit_readout(training, held_out)
     return training, held_out
-
-
-def _record_of(ckpt: Path, **change: str) -> Dict[str, Any]:
-    return {"ckpt": str(ckpt.absolute()), **change}
 
 
 def _check_known(info: ModelInfo, name: str, ckpt: Path, flag: str) -> None:

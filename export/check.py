@@ -1,35 +1,20 @@
 """What a target would refuse in an ONNX file, found before the target is at hand.
 
-Sources: onnx/onnx-tensorrt, branch 8.5-GA: docs/operators.md for the operators, builtin_op_importers.cpp for Q/DQ.
+What each operator may be is in `export.operators`; here are the targets, and TensorRT's rules for Q/DQ. Sources:
+onnx/onnx-tensorrt, branch 8.5-GA, builtin_op_importers.cpp; NVIDIA/TensorRT, its issues, which are named.
 """
 
 import dataclasses
-from typing import Dict, FrozenSet, List, Optional
+from typing import Dict, List
 
 import numpy as np
 import onnx
 
-from engines.graph import CONVOLUTIONS, attribute, bypass, constants, consumers, copy_of, in_backbone, producers
+from engines.graph import CONVOLUTIONS, bypass, consumers, copy_of, in_backbone, producers
 from engines.qdq import integer_weights
 from export import placement
 from export.errors import ExportError
-
-TENSORRT_8_5_OPERATORS = frozenset(
-    """
-    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil Celu
-    Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DepthToSpace DequantizeLinear Div
-    Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gemm
-    GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample GRU HardSigmoid HardSwish
-    Identity If ImageScaler InstanceNormalization IsNaN LeakyRelu Less LessOrEqual Log LogSoftmax Loop
-    LpNormalization LpPool LRN LSTM MatMul Max MaxPool Mean MeanVarianceNormalization Min Mod Mul Neg
-    NonMaxSuppression NonZero Not OneHot Or Pad ParametricSoftplus Pow PRelu QuantizeLinear RandomNormal
-    RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum
-    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize
-    ReverseSequence RNN RoiAlign Round ScaledTanh Scan Scatter ScatterElements ScatterND Selu Shape Shrink
-    Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh
-    ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
-    """.split()  # noqa: SIM905
-)
+from export.operators import fixed_values, operator_problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +22,14 @@ class Target:
     """What a target reads."""
 
     opset: int  # the newest
-    operators: Optional[FrozenSet[str]] = None  # None: all of ONNX
-    tensorrt: bool = False  # whether Q/DQ must obey TensorRT's rules, those of releases below 10 among them
+    tensorrt: bool = False  # whether TensorRT's rules hold, those of releases below 10 among them
 
 
 TARGETS: Dict[str, Target] = {
     "cpu": Target(opset=21),
-    "tensorrt": Target(opset=17, operators=TENSORRT_8_5_OPERATORS, tensorrt=True),  # any release from 8.5 on
-    "jetson-xavier-nx": Target(opset=17, operators=TENSORRT_8_5_OPERATORS, tensorrt=True),  # TensorRT 8.5.2
+    "tensorrt": Target(opset=17, tensorrt=True),  # any release from 8.5 on
+    "jetson-xavier-nx": Target(opset=17, tensorrt=True),  # TensorRT 8.5.2
 }
-
-# Inputs that TensorRT 8.5 wants as constants: operator -> positions.
-CONSTANT_INPUTS = {"Clip": (1, 2), "Resize": (1, 2, 3), "TopK": (1,), "Slice": (3,)}
 
 
 def check_model(model: onnx.ModelProto, target: str) -> List[str]:
@@ -66,35 +47,14 @@ def check_model(model: onnx.ModelProto, target: str) -> List[str]:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset > rules.opset:
         problems.append(f"opset {opset} is newer than {rules.opset}")
-    if rules.operators is not None:
-        problems += [
-            f"{node.name}: no operator {node.op_type}"
-            for node in model.graph.node
-            if node.op_type not in rules.operators or node.domain not in ("", "ai.onnx")
-        ]
-        problems += _computed_inputs(model)
     if rules.tensorrt:
-        problems += _asymmetric(model) + _misplaced(model) + _integer_weights(model)
-    return problems
-
-
-def _computed_inputs(model: onnx.ModelProto) -> List[str]:
-    fixed = constants(model)
-    constant_nodes = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    problems = []
-    for node in model.graph.node:
-        for index in CONSTANT_INPUTS.get(node.op_type, ()):
-            name = node.input[index] if index < len(node.input) else ""
-            if name and name not in fixed and name not in constant_nodes:
-                problems.append(f"{node.name}: input {index} of {node.op_type} must be a constant")
-        if node.op_type == "Resize" and _text(attribute(node, "mode")) not in ("linear", "nearest"):
-            problems.append(f"{node.name}: Resize mode must be linear or nearest")
+        problems += operator_problems(model) + _asymmetric(model) + _misplaced(model) + _integer_weights(model)
     return problems
 
 
 def _asymmetric(model: onnx.ModelProto) -> List[str]:
     """Scales and zero points that TensorRT's parser refuses."""
-    values = _fixed(model)
+    values = fixed_values(model)
     problems = []
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -122,7 +82,7 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
     made_by = producers(model)
     if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return []
-    values = _fixed(model)
+    values = fixed_values(model)
     read_by = consumers(model)
     plain = copy_of(model)
     bypass(plain, ("QuantizeLinear", "DequantizeLinear"))
@@ -136,11 +96,8 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
             weight = made_by.get(node.input[1])
             if weight is None or weight.op_type != "DequantizeLinear":
                 problems.append(f"{node.name}: the input is quantized, the weights are not")
-            elif (
-                values.get(weight.input[1], np.ones(2)).size == 1
-                and _output_channels(node, weight, made_by, values) > 1
-            ):
-                problems.append(f"{node.name}: the weights need one scale for each output channel")
+            elif weight.input[1] in values:
+                problems += _scales_of_weights(node, weight, made_by, values)
         activation = node.op_type == "QuantizeLinear" and node.input[0] not in values
         if activation and values.get(node.input[1], np.ones(1)).size > 1:
             problems.append(f"{node.name}: activations take one scale a tensor")
@@ -167,16 +124,6 @@ def _misplaced(model: onnx.ModelProto) -> List[str]:
     return problems
 
 
-def _fixed(model: onnx.ModelProto) -> Dict[str, np.ndarray]:
-    """Tensor name -> value, of every initializer and Constant node."""
-    values = constants(model)
-    for node in model.graph.node:
-        value = attribute(node, "value") if node.op_type == "Constant" else None
-        if isinstance(value, onnx.TensorProto):
-            values[node.output[0]] = onnx.numpy_helper.to_array(value)
-    return values
-
-
 def _is_dequantized(name: str, made_by: Dict[str, onnx.NodeProto]) -> bool:
     """Whether a tensor comes out of DequantizeLinear, directly or through MaxPool, which keeps the grid."""
     node = made_by.get(name)
@@ -185,17 +132,36 @@ def _is_dequantized(name: str, made_by: Dict[str, onnx.NodeProto]) -> bool:
     return node is not None and node.op_type == "DequantizeLinear"
 
 
-def _output_channels(
+def _scales_of_weights(
     node: onnx.NodeProto, weight: onnx.NodeProto, made_by: Dict[str, onnx.NodeProto], values: Dict[str, np.ndarray]
-) -> int:
+) -> List[str]:
+    """What is wrong with the scales of the weights of a convolution whose input is quantized."""
+    scale = values[weight.input[1]]
+    if node.op_type == "ConvTranspose":
+        if scale.size > 1:
+            # NVIDIA/TensorRT#2380, #1694, #1519: below 9.3 axis 0 is taken for that of the output channels.
+            mend = "releases disagree about the axis of more: uad export the file again"
+            return [f"{node.name}: the weights of a ConvTranspose need one scale in all; {mend}"]
+    elif scale.size == 1 and _output_channels(weight, made_by, values) > 1:
+        return [f"{node.name}: the weights need one scale for each output channel"]
+    source = made_by[node.input[0]]
+    bias = values.get(node.input[2]) if len(node.input) > 2 else None
+    while source.op_type != "DequantizeLinear":
+        source = made_by[source.input[0]]
+    input_scale = values.get(source.input[1])
+    if bias is not None and input_scale is not None and (scale > 0).all() and (input_scale > 0).all():
+        steps = np.abs(bias.astype(np.float64)) / input_scale.astype(np.float64) / scale.astype(np.float64)
+        beyond = int((steps > np.iinfo(np.int32).max).sum())
+        if beyond:
+            mend = "their scales are too small: uad export the file again"
+            return [f"{node.name}: the biases of {beyond} channels are beyond int32; {mend}"]
+    return []
+
+
+def _output_channels(weight: onnx.NodeProto, made_by: Dict[str, onnx.NodeProto], values: Dict[str, np.ndarray]) -> int:
     name = weight.input[0]
     while name not in values:
         if name not in made_by:
             return 1  # an input of the graph: `check_model` names it elsewhere
         name = made_by[name].input[0]
-    axis = 0 if node.op_type == "Conv" else 1
-    return int(values[name].shape[axis])
-
-
-def _text(value: Optional[object]) -> str:
-    return value.decode() if isinstance(value, bytes) else "nearest"
+    return int(values[name].shape[0])

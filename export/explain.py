@@ -128,16 +128,16 @@ def _weight_figures(
     by_name = {}
     for weight in placement.weights:
         channels = _by_channel(floats[weight.name], weight.axis)
-        scale = stored[f"{weight.name}_scale"][:, None]
+        scale = stored[f"{weight.name}_scale"].reshape(-1, 1)
         dequantized = _by_channel(stored[f"{weight.name}_int8"], weight.axis) * scale
         by_name[weight.name] = sqnr_db(channels, dequantized), int((~channels.any(axis=1)).sum())
     layers = set(placement.layers)
     return {node.name: by_name[node.input[1]] for node in model.graph.node if node.name in layers}
 
 
-def _by_channel(weight: np.ndarray, axis: int) -> np.ndarray:
-    """(channels, values) of a weight whose output channels lie on `axis`."""
-    return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+def _by_channel(weight: np.ndarray, axis: Optional[int]) -> np.ndarray:
+    """(channels, values) of a weight whose output channels lie on `axis`; (1, values) of one with one scale."""
+    return weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
 
 
 def write_reports(path: Path, reports: Sequence[LayerReport]) -> None:

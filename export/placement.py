@@ -4,7 +4,9 @@ The rules are NVIDIA's for explicit quantization (TensorRT Developer Guide, 'Wor
 measured to be the fastest on OpenVINO too:
 
 1. the data input of every convolution (Conv, ConvTranspose) of the backbone, one scale a tensor;
-2. its weights, one scale for each output channel; its bias stays in float;
+2. its weights, one scale for each output channel of a Conv, one for all of a ConvTranspose; its bias stays in float.
+   Releases of TensorRT disagree about the axis of a ConvTranspose: below 9.3 the kernels assume axis 0, from there on
+   axis 1 (NVIDIA/TensorRT#2380, #1694, #1519). One scale means the same to each;
 3. the skip branch of a residual Add, so that the Add fuses with the convolution on the other branch. Nothing between
    that convolution and its Add or activation (NVIDIA/TensorRT#1992, #4412);
 4. the input of a MaxPool, if only quantized nodes read its output. It takes the scale of that output. Pooling then
@@ -18,7 +20,7 @@ differences INT8 cannot hold; the head reads the features before they are quanti
 """
 
 from dataclasses import dataclass
-from typing import Collection, Dict, List, Set
+from typing import Collection, Dict, List, Optional, Set
 
 import onnx
 
@@ -36,11 +38,11 @@ class QuantizedTensor:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight that gets one scale for each output channel along `axis`."""
+    """A weight that gets one scale for each output channel along `axis`, or one for all of it."""
 
     name: str
     node: str
-    axis: int  # the axis that is kept
+    axis: Optional[int]  # of the output channels; None: one scale
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ def _weights(model: onnx.ModelProto, keep_float: Collection[str]) -> List[Quanti
         if node.name not in keep_float and node.input[1] in fixed:
             grouped = (attribute(node, "group") or 1) != 1
             if node.op_type == "ConvTranspose" and grouped:
-                continue  # output channels of a grouped ConvTranspose lie on two axes: left in float
-            axis = 0 if node.op_type == "Conv" else 1
+                continue  # whether TensorRT has INT8 kernels for it is not known: left in float
+            axis = 0 if node.op_type == "Conv" else None
             placed.setdefault(node.input[1], QuantizedWeight(node.input[1], node.name, axis))
     return list(placed.values())
 

@@ -11,7 +11,7 @@ import pytest
 from graphs import FEATURES, node_of, quantize, random_images, set_constant, tiny, tiny_info
 from onnx import helper
 
-from engines.graph import attribute, consumers, rename_input, sort_nodes
+from engines.graph import consumers, rename_input, sort_nodes
 from engines.qdq import for_cpu, for_tensorrt
 from export.calibrate import calibrator
 from export.check import TARGETS, check_model
@@ -90,7 +90,7 @@ def test_unknown_target_lists_the_known(target: str) -> None:
         check_model(tiny(), target)
 
 
-# Operators ------------------------------------------------------------------------------------------------------------
+# The opset ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("target", "newest"), [("tensorrt", 17), ("jetson-xavier-nx", 17), ("cpu", 21)])
@@ -109,27 +109,6 @@ def test_opset_of_the_standard_domain_counts_by_either_name() -> None:
     assert "opset 18" in only_problem(model)
 
 
-def test_operator_that_tensorrt_does_not_know() -> None:
-    model = tiny()
-    set_constant(model, "gamma", np.ones(8, np.float32))
-    norm = helper.make_node(
-        "LayerNormalization", [f"{RELU}_output_0", "gamma"], ["normed"], name="/teacher/norm/LayerNormalization"
-    )
-    insert_after(model, f"{RELU}_output_0", [norm])
-    line = only_problem(model)
-    assert "/teacher/norm/LayerNormalization" in line and "no operator LayerNormalization" in line
-
-
-def test_operator_of_another_domain() -> None:
-    model = tiny()
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    node_of(model, RELU).domain = "com.microsoft"
-    assert RELU in only_problem(model)
-
-
-# Inputs that must be constants --------------------------------------------------------------------------------------
-
-
 def compute(model: onnx.ModelProto, node: str, index: int) -> None:
     """Let an input of a node come out of another node, though its value stays what it was."""
     target = node_of(model, node)
@@ -137,89 +116,6 @@ def compute(model: onnx.ModelProto, node: str, index: int) -> None:
     target.input[index] = "computed"
     sort_nodes(model)
     onnx.checker.check_model(model)
-
-
-@pytest.mark.parametrize("index", [1, 2])
-def test_computed_bound_of_a_clip(index: int) -> None:
-    model = tiny("inverted")
-    compute(model, "/teacher/stem/clip/Clip", index)
-    assert f"/teacher/stem/clip/Clip: input {index} of Clip" in only_problem(model)
-
-
-def test_clip_without_an_upper_bound_is_accepted() -> None:
-    model = tiny("inverted")
-    del node_of(model, "/teacher/stem/clip/Clip").input[2:]
-    assert check_model(model, "tensorrt") == []
-
-
-def test_computed_scales_of_a_resize() -> None:
-    model = tiny()
-    compute(model, "/head/up/Resize", 2)
-    assert "/head/up/Resize: input 2 of Resize" in only_problem(model)
-
-
-def test_computed_size_of_a_resize() -> None:
-    model = tiny()
-    set_constant(model, "sizes", np.array([1, 1, 4, 4]))
-    node = node_of(model, "/head/up/Resize")
-    node.input[2] = ""
-    node.input.append("sizes")
-    assert check_model(model, "tensorrt") == []
-    compute(model, "/head/up/Resize", 3)
-    assert "/head/up/Resize: input 3 of Resize" in only_problem(model)
-
-
-def test_computed_k_of_top_k() -> None:
-    model = tiny()
-    compute(model, "/head/TopK", 1)
-    assert "/head/TopK: input 1 of TopK" in only_problem(model)
-
-
-def test_computed_axes_of_a_slice() -> None:
-    model = tiny()
-    for name, value in (("starts", 0), ("ends", 2), ("axes", 1)):
-        set_constant(model, name, np.array([value]))
-    tensor = "/head/up/Resize_output_0"
-    cut = helper.make_node("Slice", [tensor, "starts", "ends", "axes"], ["cut"], name="/head/Slice")
-    insert_after(model, tensor, [cut])
-    assert check_model(model, "tensorrt") == []
-    compute(model, "/head/Slice", 3)
-    assert "/head/Slice: input 3 of Slice" in only_problem(model)
-
-
-def test_constant_node_is_a_constant() -> None:
-    model = tiny()
-    value = helper.make_node(
-        "Constant", [], ["k"], name="/head/Constant", value=onnx.numpy_helper.from_array(np.array([3]))
-    )
-    model.graph.node.insert(0, value)
-    node_of(model, "/head/TopK").input[1] = "k"
-    onnx.checker.check_model(model)
-    assert check_model(model, "tensorrt") == []
-
-
-@pytest.mark.parametrize(("mode", "is_accepted"), [("linear", True), ("nearest", True), ("cubic", False)])
-def test_mode_of_a_resize(mode: str, is_accepted: bool) -> None:
-    model = tiny()
-    for entry in node_of(model, "/head/up/Resize").attribute:
-        if entry.name == "mode":
-            entry.s = mode.encode()
-    onnx.checker.check_model(model)
-    assert check_model(model, "cpu") == []
-    if is_accepted:
-        assert check_model(model, "tensorrt") == []
-    else:
-        assert "/head/up/Resize: Resize mode" in only_problem(model)
-
-
-def test_resize_without_a_mode_is_nearest() -> None:
-    model = tiny()
-    node = node_of(model, "/head/up/Resize")
-    kept = [entry for entry in node.attribute if entry.name != "mode"]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    assert attribute(node, "mode") is None
-    assert check_model(model, "tensorrt") == []
 
 
 # Scales and zero points -----------------------------------------------------------------------------------------------
@@ -330,6 +226,37 @@ def test_one_scale_for_a_whole_weight() -> None:
     set_constant(model, f"{WEIGHT}_scale", np.array(0.01, np.float32))
     set_constant(model, f"{WEIGHT}_zero_point", np.array(0, np.int8))
     assert f"{CONV}: the weights need one scale" in only_problem(model)
+
+
+def with_transposed() -> onnx.ModelProto:
+    """The tiny graph with a ConvTranspose behind RELU, quantized."""
+    model = tiny()
+    set_constant(model, "up.weight", np.random.default_rng(0).standard_normal((4, 4, 1, 1), np.float32))
+    set_constant(model, "up.bias", np.float32([0.1, -0.2, 0.3, 0.4]))
+    inputs = [f"{RELU}_output_0", "up.weight", "up.bias"]
+    insert_after(
+        model, inputs[0], [helper.make_node("ConvTranspose", inputs, ["up"], name="/teacher/up/ConvTranspose")]
+    )
+    return for_tensorrt(quantize(model, tiny_info(), random_images(2), calibrator("minmax"))[0])
+
+
+def test_transposed_convolution_with_a_scale_for_each_channel() -> None:
+    model = with_transposed()
+    assert check_model(model, "jetson-xavier-nx") == []
+    set_constant(model, "up.weight_scale", np.full(4, 0.01, np.float32))
+    set_constant(model, "up.weight_zero_point", np.zeros(4, np.int8))
+    line = only_problem(model)
+    assert line.startswith("/teacher/up/ConvTranspose: the weights of a ConvTranspose need one scale in all")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_bias_beyond_int32(count: int) -> None:
+    model = int8()
+    scale = np.full(4, 0.01, np.float32)
+    scale[:count] = 1e-13
+    set_constant(model, f"{WEIGHT}_scale", scale)
+    set_constant(model, "teacher/layer1/conv2.bias", np.full(4, -0.5, np.float32))
+    assert f"{CONV}: the biases of {count} channels are beyond int32" in only_problem(model)
 
 
 def test_weights_that_are_not_quantized() -> None:

@@ -219,13 +219,13 @@ def test_max_pool_that_a_float_layer_reads_too_pools_in_float() -> None:
 # Rule 2: weights ------------------------------------------------------------------------------------------------------
 
 
-def test_weight_of_a_convolution_keeps_axis_0_and_of_a_transposed_one_axis_1() -> None:
+def test_weight_of_a_convolution_keeps_axis_0_and_of_a_transposed_one_has_one_scale() -> None:
     b = Builder()
     x = b.conv(b.normalize(), "student/a", 4)
     model = b.tap(conv_transpose(b, x, "student/up", 4))
     assert place(model).weights == [
         QuantizedWeight("student/a.weight", "/student/a/Conv", 0),
-        QuantizedWeight("student/up.weight", "/student/up/ConvTranspose", 1),
+        QuantizedWeight("student/up.weight", "/student/up/ConvTranspose", None),
     ]
 
 

@@ -204,7 +204,7 @@ def test_weights_are_int8_with_one_scale_for_each_output_channel() -> None:
         np.testing.assert_array_equal(np.abs(integers.astype(int)).max(axis=(1, 2, 3)), 127)
 
 
-def test_transposed_convolution_keeps_axis_1() -> None:
+def test_weights_of_a_transposed_convolution_have_one_scale() -> None:
     b = Builder()
     x = b.relu(b.conv(b.normalize(), "student/a", 4), "student/relu")
     weight = b.random.standard_normal((4, 5, 2, 2)).astype(np.float32) * np.arange(1, 6).reshape(1, 5, 1, 1)
@@ -213,7 +213,8 @@ def test_transposed_convolution_keeps_axis_1() -> None:
     model = b.tap(y)
     graph = quantized(model)
     scale = constants(graph)["student/up.weight_scale"]
-    np.testing.assert_allclose(scale, np.abs(weight).max(axis=(0, 2, 3)) / 127, rtol=1e-6)
+    assert scale.shape == constants(graph)["student/up.weight_zero_point"].shape == ()
+    np.testing.assert_allclose(scale, np.abs(weight).max() / 127, rtol=1e-6)
     plain, coarse = (reference_outputs(each, IMAGES, ["feature0"])[0] for each in (model, graph))
     # A relative error of 1/254 at most for each factor of a product, far less for their sum.
     np.testing.assert_allclose(coarse, plain, atol=0.02 * np.abs(plain).max())
@@ -354,8 +355,30 @@ def test_tensor_that_never_leaves_zero_has_the_scale_1_and_is_reported(name: str
     assert check_model(for_tensorrt(graph), "tensorrt") == []
 
 
+@pytest.mark.parametrize("bias", [0.0, 0.5, -200.0])
+def test_scale_of_a_weight_leaves_its_bias_within_int32(bias: float) -> None:
+    # A channel that is dead but for a rest, as EfficientNet-Lite0 has them.
+    model = tiny()
+    name = "teacher/layer1/conv1"
+    weight, biases = (np.copy(constants(model)[f"{name}.{part}"]) for part in ("weight", "bias"))
+    weight[1] = 1e-12
+    biases[1] = bias
+    set_constant(model, f"{name}.weight", weight)
+    set_constant(model, f"{name}.bias", biases)
+    graph, _, report = quantize(model, tiny_info(), IMAGES, calibrator("minmax"))
+    assert report.dead == [] and check_model(for_tensorrt(graph), "tensorrt") == []
+    values = constants(graph)
+    own = 1e-12 / 127
+    input_scale = values[node_of(graph, node_of(graph, f"/{name}/Conv").input[0].replace("_dq", "/DQ")).input[1]]
+    wanted = max(own, abs(bias) / (float(input_scale) * 2**30))
+    np.testing.assert_allclose(values[f"{name}.weight_scale"][1], wanted, rtol=1e-5)
+    others = [0, 2, 3]
+    amax = np.abs(weight[others]).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(values[f"{name}.weight_scale"][others], amax / 127, rtol=1e-6)
+
+
 def left_in_float() -> onnx.ModelProto:
-    """The output channels of a grouped ConvTranspose lie on two axes: no scale fits them."""
+    """A grouped ConvTranspose, of which nobody knows whether TensorRT has INT8 kernels for it."""
     b = Builder()
     x = b.relu(b.conv(b.normalize(), "student/a", 4), "student/relu")
     b.constant("student/up.weight", b.random.standard_normal((4, 2, 2, 2)).astype(np.float32))

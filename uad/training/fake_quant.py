@@ -48,7 +48,8 @@ def insert_quantizers(
 ) -> None:
     """Put fake quantizers into a folded network, in place, where `export.placement` puts Q/DQ.
 
-    Activations take one amax a tensor, which stays as it is; weights one for each output channel, that of the moment.
+    Activations take one amax a tensor, which stays as it is. Weights take that of the moment, for each output channel
+    or, as in the file, one for all of a transposed convolution.
 
     Args:
         network: folded, in float.
@@ -88,7 +89,7 @@ def _quantized_convolution(module: nn.Module, quantizer: nn.Module, bits: int) -
     names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
     names += ["output_padding"] if transposed else []
     arguments = {name: getattr(module, name) for name in names}
-    weight = QuantDescriptor(num_bits=bits, axis=1 if transposed else 0)
+    weight = QuantDescriptor(num_bits=bits, axis=None if transposed else 0)
     kind = QuantConvTranspose2d if transposed else QuantConv2d
     quantized: nn.Module = kind(**arguments, bias=module.bias is not None, quant_desc_weight=weight)
     quantized.weight, quantized.bias = module.weight, module.bias

@@ -1,4 +1,6 @@
-"""Which layers of a file a DLA of a Jetson Xavier NX would run, and why not the others; found without the device.
+"""Which layers of a file a DLA of a Jetson Xavier NX would run, in what precision, and why not the others.
+
+Found without the device.
 
 Sources: TensorRT Developer Guide 8.5, 'DLA Supported Layers and Restrictions'
 (https://docs.nvidia.com/deeplearning/tensorrt/archives/tensorrt-852/developer-guide/index.html#dla-lay-supp-rest), and
@@ -13,8 +15,8 @@ from typing import Callable, Collection, Dict, List, Mapping, Sequence
 import numpy as np
 import onnx
 
-from engines.graph import attribute, bypass, constants, in_backbone, remove_unused_constants
-from engines.qdq import for_tensorrt
+from engines.graph import attribute, constants, in_backbone
+from export.implicit import without_qdq
 
 CHANNELS = 8192  # the most, in and out; also of groups
 
@@ -26,20 +28,27 @@ class Layer:
     name: str
     operator: str
     reason: str
+    precision: str  # on a DLA: int8 where the ranges of all that it reads and gives are known, or else fp16
 
 
-def layers_on_dla(model: onnx.ModelProto, float_layers: Collection[str] = ()) -> List[Layer]:
+def layers_on_dla(
+    model: onnx.ModelProto, residual_scales: Mapping[str, float], float_layers: Collection[str] = ()
+) -> List[Layer]:
     """Every node but Q/DQ, in graph order.
 
     Args:
         model: a graph of any precision.
-        float_layers: names of nodes that stay in float32; see `engines.metadata.ModelInfo`.
+        residual_scales: of the convolutions that a residual Add reads; see `engines.metadata.ModelInfo`.
+        float_layers: names of nodes that stay in float32; see there too.
     """
-    plain = for_tensorrt(model)
-    bypass(plain, ("QuantizeLinear", "DequantizeLinear"))
-    remove_unused_constants(plain)
+    plain, amax = without_qdq(model, residual_scales)
     values = constants(plain)
-    return [Layer(node.name, node.op_type, _reason(node, values, float_layers)) for node in plain.graph.node]
+    layers = []
+    for node in plain.graph.node:
+        tensors = [name for name in (*node.input, *node.output) if name and name not in values]
+        precision = "int8" if all(name in amax for name in tensors) else "fp16"
+        layers.append(Layer(node.name, node.op_type, _reason(node, values, float_layers), precision))
+    return layers
 
 
 def _reason(node: onnx.NodeProto, values: Mapping[str, np.ndarray], float_layers: Collection[str]) -> str:

@@ -7,7 +7,8 @@ What is ours: that the normalisation and the distance head compute in float32, a
   not change one.
 - Before, types are hints. The builder may compute any layer in the lowest precision that a flag allows. In float16 the
   head's sums overflow without a NaN, and the scores are worthless. So each of its layers, and each of their outputs, is
-  bound to float32, and the builder must obey.
+  bound to float32, and the builder must obey. Beside INT8, float16 is allowed: what the backbone computes between its
+  INT8 layers would else run in float32.
 - Releases 8 also take INT8 without Q/DQ nodes (`export.implicit`), and only so a layer runs in INT8 on a DLA.
 
 Not yet run on hardware: the tests run this file, and Polygraphy, on a stand-in for TensorRT that knows what each
@@ -31,8 +32,10 @@ from engines.graph import copy_of, in_backbone
 from engines.metadata import ModelInfo
 from engines.plan_file import PlanInfo
 from engines.tensorrt import INPUT, Device, current_context, device_here, import_cuda, import_tensorrt
+from export.equalize import MARGIN
 from export.errors import ExportError
-from export.implicit import read_cache, without_qdq, write_cache
+from export.float16 import LARGEST
+from export.implicit import activation_ranges, read_cache, without_dead_channels, without_qdq, write_cache
 
 MOST_NAMES = 3  # messages of TensorRT, or layers, in an error of ours
 Watch = Callable[[str, int, int], object]
@@ -48,6 +51,7 @@ class PlanSettings:
     max_batch: Optional[int] = None  # most images of a dynamic plan; None: static
     timing_cache: Optional[Path] = None  # how long kernels took, for the next build; None: `default_timing_cache`
     implicit: bool = False  # INT8 by a range of each tensor, in place of Q/DQ
+    int8_only: bool = False  # releases 8: what is not INT8 computes in float32, not in float16
     calibration_cache: Optional[Path] = None  # the file to put these ranges into, from which TensorRT reads them
     dla_core: Optional[int] = None  # DLA that runs what it can; None: the GPU runs all
     gpu_fallback: bool = False  # whether the GPU may run what the DLA cannot
@@ -138,11 +142,11 @@ def calibrate(
             "in 11. Give another --calibrator"
         )
     as_int8 = dataclasses.replace(info, precision="int8")
-    once = dataclasses.replace(settings, batch=1, max_batch=None, dla_core=None)
+    once = dataclasses.replace(settings, batch=1, max_batch=None, dla_core=None, int8_only=True)
     calibrator = _calibrator(trt, None, images)
     with current_context():
         try:
-            _build(trt, device, model, as_int8, once, watch, {}, calibrator)
+            _build(trt, device, without_dead_channels(model), as_int8, once, watch, {}, calibrator)
         finally:
             calibrator.free()
     return read_cache(calibrator.cache)
@@ -167,6 +171,7 @@ def _build(
     cache = settings.timing_cache or default_timing_cache(trt.__version__, device)
     make_folder(cache.parent, flag="--timing-cache")
     monitor = _monitor(trt, watch) if hasattr(trt, "IProgressMonitor") else None
+    half, remark = (False, "") if typed else _half(model, info, settings, ranges)
     with _messages() as messages:
         try:
             builder, network = create_network(strongly_typed=typed)
@@ -175,14 +180,14 @@ def _build(
             held = [] if typed else hold_in_float32(trt, network, model, info.float_layers)
             if calibrator is None:
                 set_ranges(network, ranges)
-            config = _configuration(trt, builder, network, info, settings, cache, monitor, calibrator)
+            config = _configuration(trt, builder, network, info, settings, half, cache, monitor, calibrator)
             on_dla = 0
             if settings.dla_core is not None:
                 on_dla = put_on_dla(trt, builder, network, config, held, settings.dla_core, settings.gpu_fallback)
             plan = bytes(engine_bytes_from_network((builder, network, parser), config))
         except PolygraphyException as error:
             raise ExportError(_failure(error, messages, settings)) from error
-    warnings = {text for level, text in messages if level == logging.WARNING}
+    warnings = {text for level, text in messages if level == logging.WARNING} | ({remark} - {""})
     try:
         _keep_timings(config, cache)
     except OutputError as error:
@@ -334,6 +339,7 @@ def _configuration(
     network: Any,
     info: ModelInfo,
     settings: PlanSettings,
+    half: bool,
     cache: Path,
     monitor: Any,
     calibrator: Any,
@@ -346,8 +352,6 @@ def _configuration(
     precision: Dict[str, Any] = {}
     if not _has_types(trt):
         quantized = info.precision in ("int8", "mixed")
-        # On a DLA, what lacks a range runs in float16.
-        half = info.precision == "fp16" or settings.dla_core is not None
         precision = dict(int8=quantized, fp16=half, precision_constraints="obey", calibrator=calibrator)
     least, best = settings.batches
     return create_config(
@@ -360,6 +364,21 @@ def _configuration(
         progress_monitor=monitor,
         **precision,
     )
+
+
+def _half(
+    model: onnx.ModelProto, info: ModelInfo, settings: PlanSettings, ranges: Dict[str, float]
+) -> Tuple[bool, str]:
+    """Whether releases 8 may compute in float16 what is free to be, and what is to be said of it."""
+    if info.precision == "fp16" or settings.dla_core is not None:  # on a DLA, what lacks a range runs in float16
+        return True, ""
+    if info.precision not in ("int8", "mixed") or settings.int8_only:
+        return False, ""
+    ends = ranges or activation_ranges(model)
+    widest = max(ends, key=ends.__getitem__, default="")
+    if ends and ends[widest] > LARGEST / MARGIN:
+        return False, f"what is not INT8 runs in float32: {widest} reaches {ends[widest]:.3g}, too much for float16"
+    return True, ""
 
 
 def _keep_timings(config: Any, cache: Path) -> None:

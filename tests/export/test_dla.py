@@ -33,7 +33,7 @@ def reason_of(operator: str, shape: tuple[int, ...] = (), more: tuple[Any, ...] 
         [],
         [onnx.numpy_helper.from_array(value, name) for name, value in values.items()],
     )
-    (layer,) = layers_on_dla(onnx.helper.make_model(graph))
+    (layer,) = layers_on_dla(onnx.helper.make_model(graph), {})
     assert (layer.name, layer.operator) == (f"/teacher/one/{operator}", operator)
     return layer.reason
 
@@ -41,19 +41,30 @@ def reason_of(operator: str, shape: tuple[int, ...] = (), more: tuple[Any, ...] 
 @pytest.mark.parametrize("backbone", ["residual", "inverted"])
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_a_backbone_runs_there_and_normalisation_and_head_do_not(backbone: str, is_int8: bool) -> None:
-    model = with_readout(backbone)
+    model, scales = with_readout(backbone), {}
     names = [node.name for node in model.graph.node]
     if is_int8:
-        model = quantize(model, tiny_info(), random_images(2), calibrator("minmax"))[0]
-    layers = layers_on_dla(model)
+        model, info, _ = quantize(model, tiny_info(), random_images(2), calibrator("minmax"))
+        scales = info.residual_scales
+    layers = layers_on_dla(model, scales)
     assert sorted(layer.name for layer in layers) == sorted(names)
     for layer in layers:
         assert layer.reason == (FLOAT32 if layer.name.startswith(("/normalize/", "/head/")) else ""), layer
 
 
 def test_a_layer_that_is_kept_in_float_does_not() -> None:
-    layers = layers_on_dla(tiny(), ["/teacher/conv1/Conv"])
-    assert Layer("/teacher/conv1/Conv", "Conv", "it is kept in float32") in layers
+    layers = layers_on_dla(tiny(), {}, ["/teacher/conv1/Conv"])
+    assert Layer("/teacher/conv1/Conv", "Conv", "it is kept in float32", "fp16") in layers
+
+
+def test_a_layer_runs_in_int8_where_all_ranges_are_known() -> None:
+    model = tiny()
+    assert {layer.precision for layer in layers_on_dla(model, {}) if not layer.reason} == {"fp16"}
+    quantized, info, _ = quantize(model, tiny_info(), random_images(2), calibrator("minmax"))
+    precisions = {layer.name: layer.precision for layer in layers_on_dla(quantized, info.residual_scales)}
+    assert precisions["/teacher/layer1/conv1/Conv"] == precisions["/teacher/maxpool/MaxPool"] == "int8"
+    # The head alone reads what comes last, so nobody knows its range.
+    assert precisions["/teacher/layer2/Add"] == precisions["/teacher/layer2/relu2/Relu"] == "fp16"
 
 
 @pytest.mark.parametrize(

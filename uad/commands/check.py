@@ -31,18 +31,24 @@ class CheckOptions:
 def check(options: CheckOptions) -> List[str]:
     """What the target would refuse, a line each; see `export.check.check_model`.
 
+    Of a DLA also what would end the build of the graph without Q/DQ, which is what it is given.
+
     Raises:
         UserError: the file cannot be read.
     """
-    from engines.model_file import load_model
+    from engines.model_file import info_of, load_model
     from export.check import check_model
+    from export.implicit import dead_channels, without_qdq
 
-    target = options.target[: -len(DLA)] if options.target.endswith(DLA) else options.target
-    return check_model(load_model(options.model), target)
+    model = load_model(options.model)
+    if not options.target.endswith(DLA):
+        return check_model(model, options.target)
+    plain, _ = without_qdq(model, info_of(model, options.model).residual_scales)
+    return check_model(model, options.target[: -len(DLA)]) + dead_channels(plain)
 
 
 def check_dla(model: Path) -> "List[Layer]":
-    """Every layer of a file, and what keeps it from a DLA; see `export.dla`.
+    """Every layer of a file, in what precision a DLA would run it or what keeps it from there; see `export.dla`.
 
     Raises:
         UserError: the file cannot be read.
@@ -51,17 +57,23 @@ def check_dla(model: Path) -> "List[Layer]":
     from export.dla import layers_on_dla
 
     graph = load_model(model)
-    return layers_on_dla(graph, info_of(graph, model).float_layers)
+    info = info_of(graph, model)
+    return layers_on_dla(graph, info.residual_scales, info.float_layers)
 
 
 def _dla_lines(layers: "Sequence[Layer]") -> List[str]:
-    """How many layers a DLA would run, and the others by their reason."""
+    """How many layers a DLA would run in each precision, and the others by their reason."""
     reasons: Dict[str, List[str]] = {}
+    precisions: Dict[str, List[str]] = {}
     for layer in layers:
         if layer.reason:
             reasons.setdefault(layer.reason, []).append(layer.name)
-    on_dla = sum(not layer.reason for layer in layers)
-    lines = [f"a DLA would run {on_dla} of {len(layers)} layers; the GPU runs the others, with --gpu-fallback:"]
+        else:
+            precisions.setdefault(layer.precision, []).append(layer.name)
+    on_dla = sum(len(names) for names in precisions.values())
+    lines = [f"a DLA would run {on_dla} of {len(layers)} layers:"]
+    lines += [f"  {len(names)} in {precision}: {_some(names)}" for precision, names in sorted(precisions.items())]
+    lines += ["the GPU runs the others, with --gpu-fallback:"]
     return lines + [f"  {len(names)}, {reason}: {_some(names)}" for reason, names in reasons.items()]
 
 

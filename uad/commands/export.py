@@ -213,6 +213,7 @@ def _plan_settings(options: ExportOptions) -> "PlanSettings":
         max_batch=plan.max_batch,
         timing_cache=plan.timing_cache,
         implicit=plan.implicit,
+        int8_only=plan.int8_only,
         calibration_cache=plan.calibration_cache,
         dla_core=plan.dla_core,
         gpu_fallback=plan.gpu_fallback,

@@ -163,6 +163,10 @@ class Plan:
         default=False,
         metadata=about("for an int8 plan of TensorRT 8: a range for each tensor in place of Q/DQ, as a DLA needs it"),
     )
+    int8_only: bool = field(
+        default=False,
+        metadata=about("for an int8 plan of TensorRT 8: what is not INT8 computes in float32, in place of float16"),
+    )
     calibration_cache: Optional[Path] = field(
         default=None,
         metadata=about("with --implicit: file for these ranges in TensorRT's own form, from which it then reads them"),
@@ -181,6 +185,8 @@ class Plan:
             raise ExportError("--calibration-cache is for --implicit: Q/DQ holds the ranges otherwise")
         if self.gpu_fallback and self.device == "gpu":
             raise ExportError("--gpu-fallback is for --device dla:0 or dla:1")
+        if self.int8_only and self.device != "gpu":
+            raise ExportError(f"--device {self.device} computes in int8 and fp16: leave out --int8-only")
         if self.max_batch is not None and self.device != "gpu":
             raise ExportError(f"--device {self.device} takes a fixed number of images: give --batch, not --max-batch")
         if self.batch is not None and self.max_batch is not None:
@@ -194,6 +200,8 @@ class Plan:
         """
         if self.implicit and precision not in ("int8", "mixed"):
             raise ExportError(f"--implicit is for int8, and this would be {precision}: add --precision int8")
+        if self.int8_only and precision not in ("int8", "mixed"):
+            raise ExportError(f"--int8-only is for int8, and this would be {precision}: add --precision int8")
         if self.device != "gpu" and precision == "fp32":
             raise ExportError(f"--device {self.device} computes in int8 and fp16: add --precision int8 or fp16")
         if self.device != "gpu" and precision != "fp16" and not self.implicit:

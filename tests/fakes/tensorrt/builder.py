@@ -7,7 +7,7 @@ import types
 import weakref
 from typing import Any
 
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from fakes.tensorrt.api import MAGIC, Guarded, check_logger, need, report_error
 from fakes.tensorrt.float16 import in_int8, ranges_of, rounded
@@ -251,7 +251,24 @@ class Builder(Guarded):
         for layer in network._layers:
             if layer._precision is not None and not any(t.dtype.name in ("FLOAT", "HALF") for t in layer._outputs):
                 return f"{layer.name}: a precision is set, but it computes integers"
+        if not build.typed and not quantized and "INT8" in build.flags:
+            for layer, weight in _weights(network):
+                if layer._precision is None and not weight.reshape(len(weight), -1).any(axis=1).all():
+                    return f"{layer.name}: quantizeBiasCommon: Assertion getter(i) != 0 failed"
         return ""
+
+
+def _weights(network: Any) -> list[tuple[Any, Any]]:
+    """The layers of convolutions, and their weights with the output channels first."""
+    values = {each.name: numpy_helper.to_array(each) for each in network._model.graph.initializer}
+    nodes = {node.name: node for node in network._model.graph.node}
+    found = []
+    for layer in network._layers:
+        node = nodes.get(layer.name)
+        if node is not None and node.op_type in ("Conv", "ConvTranspose") and node.input[1] in values:
+            weight = values[node.input[1]]
+            found.append((layer, weight if node.op_type == "Conv" else weight.swapaxes(0, 1)))
+    return found
 
 
 CLASSES = (IOptimizationProfile, ITimingCache, IBuilderConfig, Builder)

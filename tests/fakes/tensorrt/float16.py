@@ -15,14 +15,18 @@ CACHE_HEADERS = {"8.5.2": "TRT-8502-EntropyCalibration2", "8.6.1": "TRT-8601-Ent
 
 
 def rounded(network: Any, obeys: bool) -> onnx.ModelProto:
-    """The graph with the output of every layer rounded to float16 that is not bound to float32."""
+    """The graph with the output of every layer rounded to float16 that is not bound to float32.
+
+    Q and DQ are not rounded: they become part of the layers that they stand before and behind.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(network._model)
     float32, bound = network._release.DataType["FLOAT"], set()
     for layer in network._layers:
         if obeys and layer._bound and (layer._precision or layer.type.name in ("IDENTITY", "CAST")):
             bound |= {tensor.name for i, tensor in enumerate(layer._outputs) if layer._bound.get(i) == float32}
-    floats = {t.name for layer in network._layers for t in layer._outputs if t.dtype == float32}
+    free = [layer for layer in network._layers if layer.type.name not in ("QUANTIZE", "DEQUANTIZE")]
+    floats = {t.name for layer in free for t in layer._outputs if t.dtype == float32}
     nodes = []
     for node in model.graph.node:
         again = []

@@ -233,11 +233,10 @@ def test_a_file_goes_into_a_model_repository(uad: Run, model: Path, tmp_path: Pa
 def test_check_says_which_layers_a_dla_would_run(uad: Run, model: Path) -> None:
     done = uad("check", model, "--target", "jetson-xavier-nx-dla")
     assert done.returncode == 0, done.stderr
-    first, second, *others = done.stdout.splitlines()
+    first, second, half, third, *others = done.stdout.splitlines()
     assert first.endswith("nothing that jetson-xavier-nx-dla is known to refuse")
-    assert second.startswith("a DLA would run ") and second.endswith(
-        " layers; the GPU runs the others, with --gpu-fallback:"
-    )
+    assert second.startswith("a DLA would run ") and second.endswith(" layers:") and " in fp16: /teacher/" in half
+    assert third == "the GPU runs the others, with --gpu-fallback:"
     assert len(others) == 1 and "normalisation and head compute in float32: /normalize/Cast, " in others[0]
 
 

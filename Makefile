@@ -12,7 +12,7 @@ JETSON_TESTS := tests/engines tests/export tests/uad/commands tests/uad/evaluati
 ON_JETSON := engines export uad/commands uad/evaluation uad/exporting uad/judging uad/report uad/data/files.py uad/data/folder.py \
 	uad/data/defects.py uad/cli.py uad/command_line.py uad/errors.py uad/options.py uad/progress.py uad/tables.py
 
-.PHONY: demo test test-all jetson check format
+.PHONY: demo test test-all jetson gpu check format
 
 demo: .venv/installed
 	$(BIN)/uad demo --out demo
@@ -29,6 +29,10 @@ jetson: .venv-jetson/installed
 	.venv-jetson/bin/python -m pytest $(IN_PARALLEL) -m "not slow" $(JETSON_TESTS)
 	.venv-jetson/bin/mypy --config-file= --python-version 3.8 --follow-imports silent --ignore-missing-imports $(ON_JETSON)
 	.venv-jetson/bin/vermin --quiet --no-tips --target=3.8- $(ON_JETSON)
+
+# What only an NVIDIA GPU can show, in at most eight minutes. It skips what it lacks, and says so.
+gpu: .venv/installed
+	$(BIN)/python tests/on_gpu/run.py --out gpu.json
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ class Gpu:
     """The state of the one GPU, and the modules `pycuda` and `pycuda.driver` that work on it."""
 
     def __init__(self, name: str = "Xavier", capability: tuple[int, int] = (7, 2), memory: int = 1 << 30) -> None:
-        self.name, self.capability, self.free = name, capability, memory
+        self.name, self.capability, self.free, self.total = name, capability, memory, memory
         self.count = 1
         self.contexts: list[Any] = []
         self.allocations: dict[int, np.ndarray] = {}
@@ -126,6 +126,10 @@ class Gpu:
                 raise MemoryError("cuMemAlloc failed: out of memory")
             return DeviceAllocation(size)
 
+        def mem_get_info() -> tuple[int, int]:
+            gpu.require_context()
+            return gpu.free, gpu.total
+
         def pagelocked_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
             gpu.require_context()
             array = np.empty(shape, dtype)
@@ -147,7 +151,7 @@ class Gpu:
         self.driver = types.ModuleType("pycuda.driver")
         for each in (
             *(Error, LogicError, MemoryError, Context, Device, Stream, Event),
-            *(mem_alloc, pagelocked_empty, memcpy_htod, memcpy_htod_async, memcpy_dtoh_async),
+            *(mem_alloc, mem_get_info, pagelocked_empty, memcpy_htod, memcpy_htod_async, memcpy_dtoh_async),
         ):
             setattr(self.driver, each.__name__, each)
         self.driver.init = lambda: None  # type: ignore[attr-defined]

@@ -35,6 +35,8 @@ class EpochTable(Callback):
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.rows and int(self.rows[-1][0]) == trainer.current_epoch:
+            return  # a run of so many steps that goes on ends the epoch of its checkpoint once more
         figures = [float(trainer.callback_metrics.get(name, math.nan)) for name in LOGGED]
         seconds = round(time.perf_counter() - self.start, 1)
         self.rows.append([trainer.current_epoch, trainer.global_step, *figures, seconds])

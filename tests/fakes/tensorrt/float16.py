@@ -17,7 +17,8 @@ CACHE_HEADERS = {"8.5.2": "TRT-8502-EntropyCalibration2", "8.6.1": "TRT-8601-Ent
 def rounded(network: Any, obeys: bool) -> onnx.ModelProto:
     """The graph with the output of every layer rounded to float16 that is not bound to float32.
 
-    Q and DQ are not rounded: they become part of the layers that they stand before and behind.
+    Q and DQ are not rounded: they become part of the layers that they stand before and behind. Nor is what a
+    convolution gives before the Q that it ends in, through an activation or a sum: that is one INT8 kernel.
     """
     model = onnx.ModelProto()
     model.CopyFrom(network._model)
@@ -26,7 +27,8 @@ def rounded(network: Any, obeys: bool) -> onnx.ModelProto:
         if obeys and layer._bound and (layer._precision or layer.type.name in ("IDENTITY", "CAST")):
             bound |= {tensor.name for i, tensor in enumerate(layer._outputs) if layer._bound.get(i) == float32}
     free = [layer for layer in network._layers if layer.type.name not in ("QUANTIZE", "DEQUANTIZE")]
-    floats = {t.name for layer in free for t in layer._outputs if t.dtype == float32}
+    inside = _inside_int8(network)
+    floats = {t.name for layer in free for t in layer._outputs if t.dtype == float32 and t.name not in inside}
     nodes = []
     for node in model.graph.node:
         again = []
@@ -40,6 +42,24 @@ def rounded(network: Any, obeys: bool) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(copied)
     return model
+
+
+def _inside_int8(network: Any) -> set[str]:
+    """Tensors that one layer reads: Q, or one that is fused with it."""
+    readers: dict[str, list[Any]] = {}
+    for layer in network._layers:
+        for tensor in layer._inputs:
+            readers.setdefault(tensor.name, []).append(layer)
+    inside: set[str] = set()
+    for layer in reversed(network._layers):
+        for tensor in layer._outputs:
+            kinds = [(reader.type.name, reader) for reader in readers.get(tensor.name, [])]
+            if len(kinds) == 1:
+                kind, reader = kinds[0]
+                ends = kind in ("ACTIVATION", "ELEMENTWISE") and {t.name for t in reader._outputs} <= inside
+                if kind == "QUANTIZE" or ends:
+                    inside.add(tensor.name)
+    return inside
 
 
 def ranges_of(network: Any, calibrator: Any) -> dict[str, float]:

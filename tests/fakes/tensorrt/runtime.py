@@ -53,7 +53,7 @@ class ICudaEngine(Guarded):
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
         self._profile, self._detailed = described["profile"], described["detailed"]
-        self._layers = [node.name for node in model.graph.node]
+        self._layers = {node.name: list(node.output) for node in model.graph.node}
         self._values = [*model.graph.input, *model.graph.output]
         self._n_inputs = len(model.graph.input)
 
@@ -98,7 +98,11 @@ class EngineInspector(Guarded):
 
     def get_engine_information(self, format: Any) -> str:  # noqa: A002
         need(format, self._release.enums["LayerInformationFormat"], "format")
-        layers = [{"Name": name, "LayerType": "CaskConvolution"} for name in self._engine._layers]
+        kind = {"Format/Datatype": "Row major linear FP32"}
+        layers = [
+            {"Name": name, "LayerType": "CaskConvolution", "Outputs": [{"Name": output, **kind} for output in outputs]}
+            for name, outputs in self._engine._layers.items()
+        ]
         return json.dumps({"Layers": layers if self._engine._detailed else [each["Name"] for each in layers]})
 
 

@@ -51,10 +51,12 @@ def test_two_runs_with_one_seed_give_one_result_and_another_seed_another(tiny_ru
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on(tiny_run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", ["epochs", "steps"])
+def test_a_run_that_was_killed_goes_on(unit: str, tiny_run: Any, tmp_path: Path) -> None:
     out, count = tmp_path / "run", 6
     arguments = ["fit", "--data.root", str(tiny_run.root), "--out", str(out), *FIT, *REAL]
-    arguments += ["--trainer.max_epochs", str(count)]
+    steps = int((tiny_run.out / "train.csv").read_text().splitlines()[1].split(",")[1])  # of an epoch
+    arguments += [f"--trainer.max_{unit}", str(count if unit == "epochs" else count * steps)]
     process = subprocess.Popen([sys.executable, "-m", "uad.cli", *arguments], stderr=subprocess.DEVNULL)
     try:
         while not (out / "train.csv").is_file() or len(epochs(out)) < 2:

@@ -7,7 +7,9 @@ import onnx
 import pytest
 from graphs import FEATURES, Builder, node_of, random_images, runtime_outputs, set_constant, tiny
 
-from engines.graph import consumers, in_backbone, producers
+from engines.graph import constants, consumers, in_backbone, producers
+from engines.qdq import for_tensorrt
+from export.check import check_model
 from export.placement import CONVOLUTIONS, QuantizedTensor, QuantizedWeight, place
 from export.quantize import collect_histograms, insert_qdq
 
@@ -139,7 +141,7 @@ def test_add_of_a_constant_is_no_residual() -> None:
     assert list(pairs(b.tap(b.add(x, offset, "teacher")))) == [INPUT]
 
 
-# Rule 4: MaxPool ------------------------------------------------------------------------------------------------------
+# Rules 4 and 5: pools -------------------------------------------------------------------------------------------------
 
 
 def test_input_of_a_max_pool_gets_a_pair_with_the_scale_of_its_output() -> None:
@@ -151,6 +153,31 @@ def test_input_of_a_max_pool_gets_a_pair_with_the_scale_of_its_output() -> None:
         QuantizedTensor(x, ["/teacher/pool/MaxPool"], range_of=pooled),
         QuantizedTensor(pooled, ["/teacher/b/Conv"], range_of=pooled),
     ]
+
+
+def test_an_average_pool_has_one_scale_that_of_its_input() -> None:
+    b = Builder()
+    x = b.relu(b.conv(b.normalize(), "teacher/a", 4), "teacher/relu")
+    pooled = b.node("AveragePool", [x], "teacher/pool", kernel_shape=[2, 2], strides=[2, 2])
+    model = b.tap(b.conv(pooled, "teacher/b", 4))
+    placed = place(model)
+    assert placed.activations[1:] == [
+        QuantizedTensor(x, ["/teacher/pool/AveragePool"], range_of=x),
+        QuantizedTensor(pooled, ["/teacher/b/Conv"], range_of=x),
+    ]
+    assert placed.ranged() == sorted([INPUT, x])
+    quantized, _ = insert_qdq(model, ranges(model), placed)
+    scales = constants(quantized)
+    assert scales[f"{x}_scale"] == scales[f"{pooled}_scale"] > 0
+    assert check_model(for_tensorrt(quantized), "jetson-xavier-nx") == []
+
+
+def test_an_average_pool_that_the_head_reads_stays_in_float() -> None:
+    b = Builder()
+    x = b.relu(b.conv(b.normalize(), "teacher/a", 4), "teacher/relu")
+    pooled = b.node("AveragePool", [x], "teacher/pool", kernel_shape=[2, 2], strides=[2, 2])
+    placed = place(b.tap(b.conv(pooled, "teacher/b", 4), b.node("Identity", [pooled], "head"))).activations
+    assert placed[1:] == [QuantizedTensor(pooled, ["/teacher/b/Conv"], range_of=pooled)]
 
 
 def test_max_pool_between_quantized_tensors_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""tests/on_gpu/run.py: every check runs start to end on a CPU, with the stand-in for TensorRT, and what lacks is told."""
+"""tests/on_gpu/run.py: every check runs start to end on a CPU, with the stand-in for TensorRT; what lacks is told."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ class Model(LightningModule, abc.ABC):
         quantization: how it was quantized while it trained (`uad.training.checkpoint.Quantization`), or None.
         features_in_float: `network.features` as they were before it was quantized, or None where it never was.
         images_of_each_class: how many training images of a class `prepare` and `fit_readout` are given at most.
-        steps: how many optimizer steps a training takes whose length nobody gives; 0 for a model that takes none.
+        steps: how many optimizer steps a training of up to four classes takes whose length nobody gives; 0 for a model
+            that takes none. More classes take as many more.
         restores: whether it is trained on images with drawn defects, too, in `Batch.drawn`.
     """
 

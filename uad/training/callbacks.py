@@ -1,10 +1,10 @@
-"""What is written while a model trains."""
+"""What is written and said while a model trains."""
 
 import csv
 import math
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from lightning import LightningModule, Trainer
@@ -21,33 +21,62 @@ from uad.training.checkpoint import write_tensors
 from uad.training.run import BEST, LAST
 
 LOGGED = ("train_loss", "val_loss", "synthetic_auroc")
-COLUMNS = ("epoch", "step", *LOGGED, "seconds")
+OF_CLASS = "synthetic_auroc of "  # and a class
+FALL = 0.1  # of the criterion of a class, which is told; it goes by 64ths, see IMAGES_OF_EACH_CLASS
 IMAGES_OF_EACH_CLASS = 8  # on which a training is seen to learn; more would cost a tenth of the time of an epoch
 
 
 class EpochTable(Callback):
     """Writes a row of train.csv after each epoch."""
 
-    def __init__(self, path: Path, rows: List[List[Any]]) -> None:
-        """Go on after the rows that there are."""
+    def __init__(self, path: Path, classes: List[str], rows: List[List[Any]]) -> None:
+        """Go on after the rows that there are.
+
+        Args:
+            path: of the table.
+            classes: by name: each has a column, its share of `synthetic_auroc`.
+            rows: of `rows_until`.
+        """
         self.path = path
+        self.columns = columns_of(classes)
         self.rows = rows
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.rows and int(self.rows[-1][0]) == trainer.current_epoch:
             return  # a run of so many steps that goes on ends the epoch of its checkpoint once more
-        figures = [float(trainer.callback_metrics.get(name, math.nan)) for name in LOGGED]
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         seconds = round(time.perf_counter() - self.start, 1)
-        self.rows.append([trainer.current_epoch, trainer.global_step, *figures, seconds])
-        write_csv(self.path, COLUMNS, self.rows)
+        values = {**figures, **row, "seconds": seconds}
+        self.rows.append([values.get(name, math.nan) for name in self.columns])
+        write_csv(self.path, self.columns, self.rows)
+
+    def fallen(self, epoch: int) -> Dict[str, Tuple[float, float]]:
+        """Class -> its criterion in its best epoch and in a given one, where it fell by more than `FALL`."""
+        classes = [name for name in self.columns if name.startswith(OF_CLASS)]
+        places = [self.columns.index(name) for name in classes]
+        given = next((row for row in self.rows if int(row[0]) == epoch), None)
+        if given is None:
+            return {}
+        best = [max((float(row[place]) for row in self.rows), default=math.nan) for place in places]
+        figures = {name[len(OF_CLASS) :]: (top, float(given[place])) for name, top, place in zip(classes, best, places)}
+        return {name: (top, kept) for name, (top, kept) in figures.items() if top - kept > FALL}
 
 
-def rows_until(table: Path, last: Dict[str, Any]) -> List[List[Any]]:
-    """The rows of a table of epochs but those that come after a checkpoint of Lightning's: they are trained again."""
+def columns_of(classes: Sequence[str]) -> List[str]:
+    """The columns of train.csv."""
+    return ["epoch", "step", *LOGGED, *(f"{OF_CLASS}{name}" for name in classes), "seconds"]
+
+
+def rows_until(table: Path, classes: Sequence[str], last: Dict[str, Any]) -> List[List[Any]]:
+    """The rows of a table of epochs but those that come after a checkpoint of Lightning's: they are trained again.
+
+    A run of an earlier commit lacks the columns of classes: nan stands there.
+    """
     with open(table, newline="", encoding="utf-8") as file:
-        _, *rows = list(csv.reader(file))
-    return [row for row in rows if int(row[0]) <= last["epoch"]]
+        rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= last["epoch"]]
+    return [[row.get(name, "nan") for name in columns_of(classes)] for row in rows]
 
 
 class SeededSteps(Callback):
@@ -67,9 +96,9 @@ class SyntheticAuroc(Callback):
     """
 
     def __init__(self, good: GoodImages) -> None:
-        self.classes = [
-            good.image[good.label == each][:IMAGES_OF_EACH_CLASS] for each in sorted(set(good.label.tolist()))
-        ]
+        labels = sorted(set(good.label.tolist()))
+        self.names = [good.classes[label] for label in labels]
+        self.classes = [good.image[good.label == label][:IMAGES_OF_EACH_CLASS] for label in labels]
         self.defects = [torch.from_numpy(with_defects(images.numpy())) for images in self.classes]
 
     @torch.no_grad()
@@ -84,6 +113,33 @@ class SyntheticAuroc(Callback):
             metric.update(score.float(), torch.arange(len(score)) >= len(good))
             areas.append(metric.compute())
         pl_module.log("synthetic_auroc", torch.stack(areas).mean(), prog_bar=True)
+        pl_module.log_dict({f"{OF_CLASS}{name}": area for name, area in zip(self.names, areas)})
+
+
+class TimeToGo(Callback):
+    """Says after a few steps how long the training will take."""
+
+    FIRST, LAST = 3, 13  # steps between which it looks at the clock; those before warm up
+
+    def __init__(self) -> None:
+        self.start = 0.0
+        self.steps = 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.steps += 1
+        if self.steps == self.FIRST:
+            self.start = time.perf_counter()
+        if self.steps == self.LAST:
+            seconds = (time.perf_counter() - self.start) / (self.LAST - self.FIRST)
+            left = float(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches - self.steps
+            print(f"the steps will take about {in_words(left * seconds)}")
+
+
+def in_words(seconds: float) -> str:
+    """A time that is not known well: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class StepTimes(Callback):

@@ -26,7 +26,7 @@ from uad.evaluation.thresholds import limits_at, rates_of_few, threshold_at, thr
 from uad.models.backbones import load_safely
 from uad.models.base import Model
 from uad.progress import progress
-from uad.training.callbacks import Checkpoints, EpochTable, SeededSteps, SyntheticAuroc, rows_until
+from uad.training.callbacks import Checkpoints, EpochTable, SeededSteps, SyntheticAuroc, TimeToGo, rows_until
 from uad.training.checkpoint import save_checkpoint, write_tensors
 from uad.training.precision import whole_float32
 from uad.training.run import BEST, LAST, MODEL, TARGETS, Record, begin, check_images, images_of
@@ -34,6 +34,7 @@ from uad.training.settings import Setup
 from uad.training.torch_engine import TorchEngine
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 100  # where the steps of a model decide: of many images, and of few
+CLASSES_OF_STEPS = 4  # for which a model's steps are enough
 
 
 def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict[str, Any]) -> Record:
@@ -67,7 +68,7 @@ def train(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
     # With no epoch of quantization-aware training, the quantizers are all that is wanted.
     if learns and not (is_quantized and setup.trainer.max_epochs == 0):
         _keep_targets(setup, folder, record)
-        _learn(setup, folder, EpochTable(folder / "train.csv", []), keep_start=is_quantized)
+        _learn(setup, folder, EpochTable(folder / "train.csv", data.class_names, []), keep_start=is_quantized)
     finish(model.to(device_of(setup)), data, false_positive_rate, folder)
     return record
 
@@ -91,12 +92,12 @@ def go_on(setup: Setup, folder: Path, false_positive_rate: float, settings: Dict
     record = Record(settings, record.images)
     record.write(folder)
     last = load_safely(folder / LAST)
-    rows = rows_until(folder / "train.csv", last)
+    rows = rows_until(folder / "train.csv", data.class_names, last)
     model.take_size(*data.size)
     if model.quantization is None:  # the teacher's scale is known from here on
         model.load_state_dict(last["state_dict"])
     _keep_targets(setup, folder, record)
-    _learn(setup, folder, EpochTable(folder / "train.csv", rows), resume=True)
+    _learn(setup, folder, EpochTable(folder / "train.csv", data.class_names, rows), resume=True)
     finish(model.to(device_of(setup)), data, false_positive_rate, folder)
     return record
 
@@ -120,13 +121,15 @@ def has_no_length(setup: Setup) -> bool:
 
 
 def epochs_of(setup: Setup) -> int:
-    """The epochs that come next to the steps of the model, within bounds."""
+    """The epochs that come next to the steps of the model, within bounds; more classes take as many more steps."""
     model, trainer = setup.model, setup.trainer
     batches, limit = len(setup.data.train_dataloader()), trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
-    epochs = min(max(round(model.steps / steps), FEWEST_EPOCHS), MOST_EPOCHS)
-    print(f"training takes {epochs} epochs of {steps} steps: {epochs * steps} steps")
+    classes = len(setup.data.class_names)
+    wanted = model.steps * max(1.0, classes / CLASSES_OF_STEPS)
+    epochs = min(max(round(wanted / steps), FEWEST_EPOCHS), MOST_EPOCHS)
+    print(f"training takes {epochs} epochs of {steps} steps: {epochs * steps} steps for {classes} classes")
     return epochs
 
 
@@ -159,7 +162,7 @@ def _learn(setup: Setup, folder: Path, table: EpochTable, keep_start: bool = Fal
         checkpoints.best = before["val_loss"]
         write_tensors(folder / BEST, {"epoch": -1, "state_dict": model.state_dict()})
     # The table is written first: a row is there for every epoch that last.ckpt knows of.
-    trainer.callbacks += [table, checkpoints]  # type: ignore[attr-defined]
+    trainer.callbacks += [table, checkpoints, TimeToGo()]  # type: ignore[attr-defined]
     _run_trainer(setup, str(folder / LAST) if resume else None)
     if checkpoints.best is None or not (folder / LAST).exists():
         raise TrainingError("no epoch was trained to its end and validated: give --trainer more epochs, steps or time")
@@ -168,6 +171,9 @@ def _learn(setup: Setup, folder: Path, table: EpochTable, keep_start: bool = Fal
         print("training did not help: the weights from before it are kept")
     elif keep_start:
         print(f"val_loss {before['val_loss']:.4g} before training, {checkpoints.best:.4g} after")
+    for name, (top, kept) in table.fallen(best["epoch"]).items():
+        text = f"{name} was learned better in an earlier epoch: its synthetic_auroc fell from {top:.2f} to {kept:.2f}"
+        warnings.warn(f"{text} (train.csv)", UadWarning, stacklevel=2)
     model.load_state_dict(best["state_dict"])
 
 

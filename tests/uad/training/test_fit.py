@@ -21,6 +21,7 @@ from small_fit import FIT, REAL  # noqa: E402
 from uad import cli  # noqa: E402
 from uad.models import model_class  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
+from uad.training.callbacks import SyntheticAuroc, in_words  # noqa: E402
 from uad.training.fit import epochs_of, has_no_length  # noqa: E402
 from uad.training.settings import set_up  # noqa: E402
 
@@ -207,6 +208,72 @@ def test_what_is_kept_serves_a_run_that_goes_on(tiny_run: Any, tmp_path: Path, m
 def test_learning_is_seen_without_labels(tiny_run: Any) -> None:
     rows = list(csv.DictReader((tiny_run.out / "train.csv").read_text().splitlines()))
     assert [0 <= float(row["synthetic_auroc"]) <= 1 for row in rows] == [True, True]
+    for row in rows:
+        of_classes = [float(row[f"synthetic_auroc of {name}"]) for name in ("bolt", "nut")]
+        assert sum(of_classes) / 2 == pytest.approx(float(row["synthetic_auroc"]), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("always::engines.errors.UadWarning")
+def test_a_class_that_was_learned_better_before_is_told(
+    tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def falls(self: Any, trainer: Any, module: Any) -> None:
+        figures = {0: (0.9, 0.8), 1: (0.9, 0.95), 2: (0.9, 0.75)}[trainer.current_epoch]
+        module.log_dict({f"synthetic_auroc of {name}": value for name, value in zip(("bolt", "nut"), figures)})
+        module.log("val_loss", 3.0 - trainer.current_epoch)  # the last epoch is kept
+
+    monkeypatch.setattr(SyntheticAuroc, "on_validation_epoch_end", falls)
+    monkeypatch.setattr(STFPM, "validation_step", lambda *given: None)
+    fit(tiny_run.root, tmp_path / "run", "--trainer.max_epochs", "3")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "nut was learned better in an earlier epoch: its synthetic_auroc fell from 0.95 to 0.75" in said
+    assert "bolt was learned better" not in said
+
+
+def test_a_run_of_an_earlier_commit_goes_on_without_the_figures_of_its_classes(tiny_run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(tiny_run.root, out, "--trainer.max_epochs", "2")
+    rows = list(csv.reader((out / "train.csv").read_text().splitlines()))
+    before = [[*row[:5], row[-1]] for row in rows]
+    (out / "train.csv").write_text("".join(",".join(row) + "\n" for row in before))
+    assert cli.main(["fit", "--resume", str(out), "--trainer.max_epochs", "3"]) == 0
+    after = list(csv.DictReader((out / "train.csv").read_text().splitlines()))
+    assert [row["synthetic_auroc of nut"] == "nan" for row in after] == [True, True, False]
+    assert [row["train_loss"] for row in after[:2]] == [row[2] for row in before[1:]]
+
+
+def test_the_time_that_is_to_come_is_told(
+    tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = STFPM.loss
+
+    def slow(self: Any, batch: Any) -> Any:
+        time.sleep(0.1)
+        return whole(self, batch)
+
+    monkeypatch.setattr(STFPM, "loss", slow)
+    fit(tiny_run.root, tmp_path / "run", "--trainer.max_epochs", "10")  # of 2 steps, of which 7 are to come
+    (told,) = re.findall(r"the steps will take about (\d+) s", capsys.readouterr().out)
+    assert 1 <= int(told) <= 3
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (99, "99 s"), (130, "2 min"), (12_600, "3.5 h")])
+def test_a_time_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(2, 20), (4, 20), (8, 40), (11, 55)])
+def test_more_classes_take_as_many_more_steps(
+    classes: int, expected: int, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"root": tiny_run.root, "image_size": 64, "batch_size": 4}
+    model = {"weights": "none", "backbone": "mobilenet_v2"}
+    setup = set_up(model, data, {"accelerator": "cpu"}, None, 0, tmp_path)
+    setup.data.setup("fit")
+    more = [f"part{number}" for number in range(classes - 2)]
+    monkeypatch.setattr(setup.data, "class_names", [*setup.data.class_names, *more])
+    setup.model.steps = 40  # of 2 in an epoch
+    assert epochs_of(setup) == expected
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def insert_quantizers(
                 skip = list(nodes[reader].input).index(tensor.name)
                 network.set_submodule(path, QuantAdd(quantizer, skip))
             elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                network.set_submodule(path, _quantized_convolution(module, quantizer, quantization.bits))
+                network.set_submodule(path, quantized_convolution(module, quantizer, quantization.bits))
             else:
                 network.set_submodule(path, nn.Sequential(quantizer, module))
 
@@ -83,7 +83,7 @@ def module_path(node_name: str) -> str:
     return ".".join(node_name.strip("/").split("/")[:-1])
 
 
-def _quantized_convolution(module: nn.Module, quantizer: nn.Module, bits: int) -> nn.Module:
+def quantized_convolution(module: nn.Module, quantizer: nn.Module, bits: int) -> nn.Module:
     """The same convolution with the same parameters, quantizing its input and its weights."""
     transposed = isinstance(module, nn.ConvTranspose2d)
     names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]

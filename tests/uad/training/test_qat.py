@@ -36,7 +36,12 @@ from export.onnx import export_network  # noqa: E402
 from uad.data.batches import Batch, GoodImages  # noqa: E402
 from uad.models.stfpm import STFPM  # noqa: E402
 from uad.training.checkpoint import Quantization, load_checkpoint, save_checkpoint  # noqa: E402
-from uad.training.fake_quant import QuantAdd, TensorQuantizer, insert_quantizers  # noqa: E402
+from uad.training.fake_quant import (  # noqa: E402
+    QuantAdd,
+    TensorQuantizer,
+    insert_quantizers,
+    quantized_convolution,
+)
 from uad.training.fold import Add, fold  # noqa: E402
 from uad.training.qat import QuantizationAware  # noqa: E402
 from uad.training.torch_engine import TorchEngine  # noqa: E402
@@ -199,6 +204,21 @@ def test_quantizers_are_exactly_where_the_file_has_them(backbone: str, checkpoin
     assert len(everything - weights) == len(amax)  # one for each tensor, however many read it
     skips = [module for module in network.modules() if isinstance(module, QuantAdd)]
     assert len(skips) == adds == {"resnet18": 12, "mobilenet_v2": 16}[backbone]
+
+
+def test_weights_of_a_transposed_convolution_share_one_scale() -> None:
+    # As in the file: releases of TensorRT disagree about the axis of more.
+    torch.manual_seed(0)
+    convolution = nn.ConvTranspose2d(4, 3, 2, 2)
+    with torch.no_grad():
+        convolution.weight *= torch.tensor([1.0, 10.0, 0.1]).reshape(1, 3, 1, 1)
+    step = float(convolution.weight.abs().max()) / 127
+    expected = copy.deepcopy(convolution)
+    with torch.no_grad():
+        expected.weight.copy_((expected.weight / step).round() * step)
+    image = torch.randn(1, 4, 5, 5)
+    found = quantized_convolution(convolution, nn.Identity(), 8)(image)
+    torch.testing.assert_close(found, expected(image), rtol=1e-5, atol=1e-5)
 
 
 @each_backbone

@@ -108,7 +108,8 @@ def of_plan(file: Path, reference: Path, work: Path, data: str) -> "dict[str, An
         code = (
             "import sys; from pathlib import Path; from commands import command, tested; "
             "file, plan, report, reference = map(Path, sys.argv[1:5]); "
-            "command(['export', str(file), '--max-batch', '8', '--out', str(plan)]); tested(plan, report, reference, sys.argv[5])"
+            "command(['export', str(file), '--max-batch', '8', '--out', str(plan)]); "
+            "tested(plan, report, reference, sys.argv[5])"
         )
         words = [str(file), str(plan), str(report), str(reference), data]
         subprocess.run([sys.executable, "-c", code, *words], check=True, env=around, cwd=work)

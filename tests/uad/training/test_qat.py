@@ -212,7 +212,7 @@ def test_weights_of_a_transposed_convolution_share_one_scale() -> None:
     convolution = nn.ConvTranspose2d(4, 3, 2, 2)
     with torch.no_grad():
         convolution.weight *= torch.tensor([1.0, 10.0, 0.1]).reshape(1, 3, 1, 1)
-    step = float(convolution.weight.abs().max()) / 127
+    step = float(convolution.weight.detach().abs().max()) / 127
     expected = copy.deepcopy(convolution)
     with torch.no_grad():
         expected.weight.copy_((expected.weight / step).round() * step)

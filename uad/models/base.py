@@ -126,6 +126,13 @@ class Model(LightningModule, abc.ABC):
             raise TrainingError(f"the loss is not a number in epoch {self.current_epoch}: lower --model.lr; {kept}")
         return loss
 
+    @property
+    def part_done(self) -> float:
+        """Part of the training that is behind, from 0 to 1; 1 where no trainer trains."""
+        if self._trainer is None:
+            return 1.0
+        return self.trainer.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0)
+
     def one_cycle(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Any:
         """AdamW with one cycle of the learning rate over the whole training (Smith and Topin, 2018), for Lightning.
 

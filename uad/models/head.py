@@ -30,6 +30,25 @@ def distance(teacher: Tensor, student: Tensor) -> Tensor:
     return 1.0 - (t * s).sum(dim=1, keepdim=True) / (t_norm * s_norm)
 
 
+def with_hard_gradient(target: Tensor, student: Tensor, part_done: float) -> Tensor:
+    """The student's features, but without a gradient where they are near the target already; the values are the same.
+
+    Hard mining of ReContrast (Guo et al., NeurIPS 2023, https://arxiv.org/abs/2306.02602): positions whose distance is
+    below mean + a * deviation give no gradient. a rises from -3 to 1 over the first tenth of the steps. Good images are
+    mostly easy; a student that learns these to the end restores defects, too.
+
+    Args:
+        target: (N, C, h, w).
+        student: of the same shape.
+        part_done: part of the training that is behind, from 0 to 1.
+    """
+    with torch.no_grad():
+        apart = distance(target, student)
+        above = -3.0 + 4.0 * min(part_done / 0.1, 1.0)
+        is_hard = apart >= apart.mean() + above * apart.std()
+    return torch.where(is_hard, student, student.detach())
+
+
 def pooled(deepest: Tensor) -> Tensor:
     """(N, C): the mean of the teacher's deepest features over the image, which tells of which class it is."""
     return deepest.float().mean(dim=(2, 3))

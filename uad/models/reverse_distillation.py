@@ -19,14 +19,15 @@ Differs from the paper:
 """
 
 import functools
-from typing import Callable, Dict, List, Literal, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, Literal, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from engines.errors import UserError
 from uad.data.batches import Batch
 from uad.models.backbones import backbone_of
-from uad.models.head import PyramidNetwork, Pyramids, distance, head_of, teacher_of
+from uad.models.head import PyramidNetwork, Pyramids, distance, head_of, teacher_of, with_hard_gradient
 from uad.models.layers import Normalize
 from uad.models.pyramid_model import PyramidModel
 from uad.models.readout import ReadOutName
@@ -115,9 +116,10 @@ class Decoder(nn.Module):
     Args:
         backbone: of the teacher.
         upsampling: how it comes from a level to the next finer one.
+        dropout: part of the embedding that is zero in a step of training.
     """
 
-    def __init__(self, backbone: str, upsampling: Upsampling) -> None:
+    def __init__(self, backbone: str, upsampling: Upsampling, dropout: float = 0.0) -> None:
         super().__init__()
         (fine, middle, deep), mirror = backbone_of(backbone).channels, MIRRORS[backbone]
 
@@ -126,6 +128,7 @@ class Decoder(nn.Module):
 
         self.from_fine = nn.Sequential(_halve(fine, middle), _halve(middle, deep))
         self.from_middle = _halve(middle, deep)
+        self.noise = nn.Dropout(dropout)
         self.embed = stage(_halve(3 * deep, mirror.embedding), mirror.embedding, mirror.blocks[0])
         self.deep = stage(_double(mirror.embedding, deep, upsampling), deep, mirror.blocks[1])
         self.middle = stage(_double(deep, middle, upsampling), middle, mirror.blocks[2])
@@ -135,7 +138,7 @@ class Decoder(nn.Module):
     def forward(self, fine: Tensor, middle: Tensor, deep: Tensor) -> List[Tensor]:
         """Fuse, embed, restore."""
         fused = torch.cat([self.from_fine(fine), self.from_middle(middle), deep], dim=1)
-        deep = self.deep(self.embed(fused))
+        deep = self.deep(self.noise(self.embed(fused)))
         middle = self.middle(deep)
         fine = self.fine(middle)
         return [last(level) for last, level in zip(self.last, (fine, middle, deep))]
@@ -144,12 +147,14 @@ class Decoder(nn.Module):
 class EncoderDecoder(PyramidNetwork):
     """The student sees the teacher's features alone."""
 
-    def __init__(self, backbone: str, weights: str, upsampling: Upsampling, readout: ReadOutName, bank: int) -> None:
+    def __init__(
+        self, backbone: str, weights: str, upsampling: Upsampling, dropout: float, readout: ReadOutName, bank: int
+    ) -> None:
         super().__init__()
         source = backbone_of(backbone)
         self.normalize = Normalize(source.mean, source.std)
         self.teacher = teacher_of(backbone, weights, bank)
-        self.student = Decoder(backbone, upsampling)
+        self.student = Decoder(backbone, upsampling, dropout)
         self.head = head_of(source, readout, bank)
 
     def features(self, image: Tensor) -> Pyramids:
@@ -168,11 +173,13 @@ class ReverseDistillation(PyramidModel):
         weight_decay: of AdamW.
         upsampling: transposed convolutions, or resize and convolution.
         loss: flattened, one distance of all the features of a level, or by position.
+        mining: whether positions that are restored already give no gradient (`uad.models.head.with_hard_gradient`).
+        dropout: part of the embedding that is zero in a step of training (Dinomaly, Guo et al., CVPR 2025).
         readout: how the distances become a map and a score: regional, or as in the STFPM paper, their product.
         bank: as in STFPM.
 
     Raises:
-        UserError: an unknown backbone, weights that do not fit, or a negative number.
+        UserError: an unknown backbone, weights that do not fit, a negative number, or a dropout of 1 and more.
     """
 
     network: EncoderDecoder
@@ -185,12 +192,20 @@ class ReverseDistillation(PyramidModel):
         weight_decay: float = 1e-4,
         upsampling: Upsampling = "transposed",
         loss: Literal["position", "flattened"] = "flattened",
+        mining: bool = False,
+        dropout: float = 0.0,
         readout: ReadOutName = "regional",
         bank: int = 0,
     ) -> None:
-        config = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, upsampling=upsampling)
-        network = EncoderDecoder(backbone, weights, upsampling, readout, bank)
-        super().__init__("reverse_distillation", network, {**config, "loss": loss, "readout": readout, "bank": bank})
+        if not 0 <= dropout < 1:
+            raise UserError(f"--model.dropout {dropout}: give a part of the embedding, at least 0 and less than 1")
+        config: Dict[str, Any] = dict(
+            backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, upsampling=upsampling
+        )
+        config.update(loss=loss, mining=mining, dropout=dropout, readout=readout, bank=bank)
+        network = EncoderDecoder(backbone, weights, upsampling, dropout, readout, bank)
+        super().__init__("reverse_distillation", network, config)
+        self.mining = mining
         self.image_multiple *= 2  # the embedding lies at half the deepest level
         self.is_flattened = loss == "flattened"
 
@@ -198,6 +213,9 @@ class ReverseDistillation(PyramidModel):
         """Sum over the levels of the mean distance."""
         teacher = [level.float() for level in batch.targets or self.targets(batch.image)]
         wanted, restored = self.network.head.targets(teacher), self.network.student(*teacher)
+        if self.mining:
+            part = self.part_done
+            restored = [with_hard_gradient(t, s, part) for t, s in zip(wanted, restored)]
         if self.is_flattened:
             wanted, restored = ([level.flatten(1)[..., None, None] for level in each] for each in (wanted, restored))
         return torch.stack([distance(t, s).mean() for t, s in zip(wanted, restored)]).sum()

@@ -73,7 +73,10 @@ def _fold(part: nn.Module, place: str) -> nn.Module:
             module = traced.get_submodule(node.target)
             source = node.args[0]
             convolution = modules.get(source.name)
-            if (
+            if isinstance(module, nn.Dropout):  # nothing, in evaluation mode
+                node.replace_all_uses_with(source)
+                traced.graph.erase_node(node)
+            elif (
                 isinstance(module, nn.BatchNorm2d)
                 and isinstance(convolution, (nn.Conv2d, nn.ConvTranspose2d))
                 and len(source.users) == 1

@@ -2,7 +2,7 @@
 
     UAD_MVTEC=... UAD_WEIGHTS=... python benchmarks/restoring.py --work DIR --out FILE.json
 
-One decoder on MobileNetV2 learns the four classes of UAD_MVTEC, once for each variant, from one seed and without a bank.
+One decoder on MobileNetV2 learns the four classes of UAD_MVTEC, once for each variant, from one seed, without a bank.
 The criterion is that of steps.py. The test's image AUROC stands beside it and chooses nothing. What is in --work is not
 made again, so a run may also be made by hand, with `uad fit` and the flags of `VARIANTS`.
 """
@@ -80,8 +80,8 @@ def page(result: "dict[str, Any]") -> str:
     lines = [
         "# What was tried so that Reverse Distillation restores good images alone",
         "",
-        "MobileNetV2, four classes of MVTec AD, one seed, no bank. Held-out: image AUROC of held-out good images against",
-        "copies of them with faint drawn defects, which chooses. Test: image AUROC, which chooses nothing.",
+        "MobileNetV2, four classes of MVTec AD, one seed, no bank. Held-out: image AUROC of held-out good images",
+        "against copies of them with faint drawn defects, which chooses. Test: image AUROC, which chooses nothing.",
         "",
         markdown(header, rows),
         "",

@@ -6,14 +6,13 @@ from typing import Any, Dict, List
 
 import numpy as np
 import onnx
-from run import Failed, Place, Skipped
+from run import Failed, Place, Skipped, run_uad
 
 import engines
 from engines.errors import UserError
 from engines.tensorrt import import_cuda
 from export.quantize import observe
 from export.tensorrt import require
-from uad import cli
 from uad.data.folder import test_samples
 from uad.data.reading import load_images
 from uad.evaluation.metrics import spearman
@@ -42,7 +41,7 @@ def bench_of_the_plans(place: Place) -> Dict[str, Any]:
     _require()
     files = [place.needed(f"{name}.fp16.plan") for name in MODELS]
     report = place.work / "bench.json"
-    _uad("bench", *files, "--batch", 1, "--seconds", place.either(3, 0) or 0.1, "--json", report)
+    run_uad("bench", *files, "--batch", 1, "--seconds", place.either(3, 0) or 0.1, "--json", report)
     keys = ("latency_ms", "images_per_second", "device_mem_mb", "file_mb")
     rows = json.loads(report.read_text())
     return {name: {key: row[key] for key in keys} for name, row in zip(MODELS, rows)}
@@ -53,7 +52,7 @@ def photographs(place: Place) -> Dict[str, Any]:
     _require()
     plan, out = place.needed(f"{MODELS[0]}.fp16.plan"), place.work / "decisions"
     folders = sorted(place.images.glob("*/test"))
-    _uad("predict", plan, *folders, "--out", out)
+    run_uad("predict", plan, *folders, "--out", out)
     lines = (out / "predictions.csv").read_text(encoding="utf-8").splitlines()
     wanted = len(test_samples(place.images))
     if len(lines) - 1 != wanted:
@@ -89,8 +88,8 @@ def _plan(place: Place, name: str, precision: str) -> Dict[str, Any]:
     checkpoint = place.needed(f"{name}/model.ckpt")
     file, plan = place.work / f"{name}.{precision}.onnx", place.work / f"{name}.{precision}.plan"
     calibration = ["--calibration-data", place.images] if precision == "int8" else []
-    _uad("export", checkpoint, "--precision", precision, *calibration, "--out", file)
-    _uad("export", file, "--max-batch", MOST, "--out", plan)
+    run_uad("export", checkpoint, "--precision", precision, *calibration, "--out", file)
+    run_uad("export", file, "--max-batch", MOST, "--out", plan)
     images = _images(place)
     # Node by node, as the file says: a runtime that fuses nodes rounds some sums once more.
     names = ["score", "class_index"]
@@ -163,15 +162,3 @@ def _free_gpu_mb() -> float:
         return float(cuda.mem_get_info()[0]) / 1e6
     finally:
         cuda.Context.pop()
-
-
-def _uad(*arguments: Any) -> None:
-    """Run a command.
-
-    Raises:
-        Failed: it did not end with 0.
-    """
-    words = [str(word) for word in arguments]
-    code = cli.main(words)
-    if code:
-        raise Failed(f"uad {' '.join(words)} ended with {code}")

@@ -204,6 +204,20 @@ def _write(path: Path, content: Any) -> None:
     write_json(path, content)
 
 
+def run_uad(*arguments: Any) -> None:
+    """Run a command of `uad` in this process.
+
+    Raises:
+        Failed: it did not end with 0.
+    """
+    from uad import cli
+
+    words = [str(word) for word in arguments]
+    code = cli.main(words)
+    if code:
+        raise Failed(f"uad {' '.join(words)} ended with {code}")
+
+
 def machine() -> Dict[str, Any]:
     """GPU, driver, versions and commit."""
     return {"gpus": _gpus(), "python": platform.python_version(), "versions": dict(_versions()), "commit": _commit()}

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 import torch
-from run import Failed, Place, Skipped
+from run import Failed, Place, Skipped, run_uad
 
-from uad import cli
 from uad.data.batches import Batch, GoodImages
 from uad.models import model_class
 from uad.models.base import is_trained
@@ -24,7 +23,7 @@ SECOND = "reverse_distillation"
 
 def training_to_the_criterion(place: Place) -> Dict[str, Any]:
     """uad fit: images a second, and how soon the criterion on held-out images is reached."""
-    seconds = _seconds(lambda: _uad("fit", *_first(place, place.work / FIRST)))
+    seconds = _seconds(lambda: run_uad("fit", *_first(place, place.work / FIRST)))
     rows = _table(place.work / FIRST)
     best = max(float(row["synthetic_auroc"]) for row in rows)
     if not all(math.isfinite(float(row["train_loss"])) for row in rows):
@@ -47,7 +46,7 @@ def distillation(place: Place) -> Dict[str, Any]:
     flags = ["--steps", steps, "--batch-size", batch, "--image-size", place.size, "--weights", _weights(place)]
     teacher = place.work / "teacher.pth"
     seconds = _seconds(
-        lambda: _uad("distill", "--images", place.images, "--backbone", BACKBONE, *flags, "--out", teacher)
+        lambda: run_uad("distill", "--images", place.images, "--backbone", BACKBONE, *flags, "--out", teacher)
     )
     return {"images_per_second": round(steps * batch / seconds, 1), **_memory()}
 
@@ -55,7 +54,7 @@ def distillation(place: Place) -> Dict[str, Any]:
 def a_second_model(place: Place) -> Dict[str, Any]:
     """uad fit of Reverse Distillation, for its plans; a few steps."""
     flags = ["--config", CONFIGS / f"{SECOND}.yaml", "--model.bank", 0, *_settings(place, place.either(100, 12))]
-    seconds = _seconds(lambda: _uad("fit", *flags, "--out", place.work / SECOND))
+    seconds = _seconds(lambda: run_uad("fit", *flags, "--out", place.work / SECOND))
     rows = _table(place.work / SECOND)
     rate = int(rows[-1]["step"]) * _batch(place) / float(rows[-1]["seconds"])
     return {"images_per_second": round(rate, 1), "seconds_in_all": seconds, **_memory()}
@@ -66,9 +65,9 @@ def quantization_aware_training(place: Place) -> Dict[str, Any]:
     start, out, file = place.needed(f"{FIRST}/model.ckpt"), place.work / "qat", place.work / "qat.onnx"
     steps = place.either(40, 2)
     flags = ["--config", CONFIGS / "stfpm_qat.yaml", "--ckpt", start, *_data(place)]
-    seconds = _seconds(lambda: _uad("fit", *flags, "--trainer.limit_train_batches", steps, "--out", out))
-    _uad("export", out / "model.ckpt", "--precision", "int8", "--out", file)
-    _uad("check", file, "--target", "jetson-xavier-nx")
+    seconds = _seconds(lambda: run_uad("fit", *flags, "--trainer.limit_train_batches", steps, "--out", out))
+    run_uad("export", out / "model.ckpt", "--precision", "int8", "--out", file)
+    run_uad("check", file, "--target", "jetson-xavier-nx")
     return {"steps": steps, "seconds_in_all": seconds, **_memory()}
 
 
@@ -84,7 +83,7 @@ def a_resumed_run(place: Place) -> Dict[str, Any]:
         if process.wait() == 0:
             raise Skipped("it was over before it could be killed")
     left = len(_table(out))
-    _uad("fit", "--resume", out)
+    run_uad("fit", "--resume", out)
     rows, whole = _table(out), _table(place.work / FIRST)
     if len(rows) != len(whole):
         raise Failed(f"it has {len(rows)} epochs, the run that was not killed {len(whole)}")
@@ -184,18 +183,6 @@ def _batch(place: Place) -> int:
 
 def _weights(place: Place) -> str:
     return "none" if place.is_rehearsal else "imagenet"
-
-
-def _uad(*arguments: Any) -> None:
-    """Run a command.
-
-    Raises:
-        Failed: it did not end with 0.
-    """
-    words = [str(word) for word in arguments]
-    code = cli.main(words)
-    if code:
-        raise Failed(f"uad {' '.join(words)} ended with {code}")
 
 
 def _seconds(work: Callable[[], object]) -> float:

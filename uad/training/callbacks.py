@@ -59,9 +59,13 @@ class EpochTable(Callback):
         given = next((row for row in self.rows if int(row[0]) == epoch), None)
         if given is None:
             return {}
-        best = [max((float(row[place]) for row in self.rows), default=math.nan) for place in places]
-        figures = {name[len(OF_CLASS) :]: (top, float(given[place])) for name, top, place in zip(classes, best, places)}
-        return {name: (top, kept) for name, (top, kept) in figures.items() if top - kept > FALL}
+        fallen = {}
+        for name, place in zip(classes, places):
+            kept = float(given[place])
+            best = max((figure for figure in (float(row[place]) for row in self.rows) if figure >= 0), default=kept)
+            if best - kept > FALL:
+                fallen[name[len(OF_CLASS) :]] = (best, kept)
+        return fallen
 
 
 def columns_of(classes: Sequence[str]) -> List[str]:
@@ -131,7 +135,7 @@ class TimeToGo(Callback):
             self.start = time.perf_counter()
         if self.steps == self.LAST:
             seconds = (time.perf_counter() - self.start) / (self.LAST - self.FIRST)
-            left = float(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches - self.steps
+            left = (float(trainer.estimated_stepping_batches) - trainer.global_step) * trainer.accumulate_grad_batches
             print(f"the steps will take about {in_words(left * seconds)}")
 
 

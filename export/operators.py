@@ -146,7 +146,9 @@ def _product(node: onnx.NodeProto, tensors: Tensors) -> str:
 
 def _cast(node: onnx.NodeProto, tensors: Tensors) -> str:
     target = attribute(node, "to")
-    return "" if target in CASTS else f"Cast gives no {TensorProto.DataType.Name(target)}"
+    if not isinstance(target, int) or target in CASTS:
+        return ""
+    return f"Cast gives no {TensorProto.DataType.Name(target)}"
 
 
 def _top(node: onnx.NodeProto, tensors: Tensors) -> str:

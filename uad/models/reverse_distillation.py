@@ -14,6 +14,8 @@ Differs from the paper:
   better here (`--model.loss`).
 - One transposed convolution leads to each finer level, and blocks that keep the size follow; the paper's sits inside
   the first block and its shortcut. A convolution of 1 by 1 ends each level, so that it can be negative, too.
+- Positions that are restored already give no gradient, as in ReContrast (`--model.mining`): a decoder that goes on
+  learning what is easy restores defects, too.
 - AdamW and one cycle of the learning rate instead of Adam for 200 epochs.
 - Decoders of MobileNetV2 and EfficientNet-Lite, whose blocks are inverted residuals.
 """
@@ -192,7 +194,7 @@ class ReverseDistillation(PyramidModel):
         weight_decay: float = 1e-4,
         upsampling: Upsampling = "transposed",
         loss: Literal["position", "flattened"] = "flattened",
-        mining: bool = False,
+        mining: bool = True,
         dropout: float = 0.0,
         readout: ReadOutName = "regional",
         bank: int = 0,

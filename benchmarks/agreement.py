@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--weights", type=Path, help="of the teacher, in place of those of UAD_WEIGHTS")
     parser.add_argument("--epochs", type=int, help="in place of the model's own length")
+    parser.add_argument("--bank", type=int, help="patches of a class beside the student, in place of the config's")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--roots", nargs="+", default=list(ROOTS), choices=list(ROOTS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
@@ -64,6 +65,7 @@ def main() -> None:
         flags = with_network(options.backbone, options.weights or weights_of(options.backbone))
         flags += ["--data.image_size", str(options.image_size)]
         flags += ["--trainer.max_epochs", str(options.epochs)] if options.epochs else []
+        flags += ["--model.bank", str(options.bank)] if options.bank is not None else []
         trained(work / "run", [f"{options.model}.yaml", data, options.precision, *flags])
         result["held_out"][root] = held_out(work / "run")
         for variant in options.variants:

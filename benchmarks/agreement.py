@@ -58,7 +58,7 @@ def main() -> None:
     runtime = "openvino" if saturates(platform.machine(), cpu_flags()) is False else "onnxruntime"
     settings = {"model": options.model, "backbone": options.backbone, "precision": options.precision}
     reports: dict[str, dict[str, Any]] = {}
-    settings["image_size"] = options.image_size
+    settings.update(image_size=options.image_size, bank=options.bank)
     result: dict[str, Any] = {"machine": machine(), **settings, "runtime": runtime, "held_out": {}, "reports": reports}
     for root in options.roots:
         work, data = options.work / root, os.environ[ROOTS[root]]
@@ -126,6 +126,8 @@ def page(result: "dict[str, Any]") -> str:
     lines = [f"# How INT8 judges beside FP32, {title}", ""]
     if result.get("image_size", 256) != 256:
         lines += [f"Images of {result['image_size']} by {result['image_size']} pixels."]
+    if result.get("bank") is not None:
+        lines += [f"Patches of a class in the bank beside the student: {result['bank']}."]
     lines += [f"Spearman: rank correlation of image scores with FP32's. Runtime: {result['runtime']}."]
     lines += ["Flipped: part of the decisions that differ, each model at its own thresholds."]
     header = ["class", "model", "image AUROC", "pixel AUROC", "Spearman", "flipped"]

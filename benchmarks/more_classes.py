@@ -27,6 +27,7 @@ from uad.tables import markdown
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "stfpm.yaml"
 DRAWN = ("gear", "fabric", "gasket")
+COUNTS = (4, 8, 11)
 BATCH = 8
 
 
@@ -34,6 +35,7 @@ def main() -> None:
     """Train each, and write JSON and the page made from it after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=500, help="for four classes")
+    parser.add_argument("--classes", type=int, nargs="+", default=list(COUNTS), choices=list(COUNTS))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -41,7 +43,7 @@ def main() -> None:
     names = gather(root)
     rows: list[dict[str, Any]] = []
     result = {"machine": machine(), "steps": options.steps, "rows": rows}
-    for count in (4, 8, 11):
+    for count in options.classes:
         for steps in dict.fromkeys((options.steps, options.steps * count // 4)):
             run = options.work / f"{count}-classes-{steps}-steps"
             rows.append({"classes": names[:count], **trained(run, root, names[:count], steps), "commit": commit()})
@@ -75,19 +77,19 @@ def trained(run: Path, root: Path, classes: "list[str]", steps: int) -> "dict[st
     with open(run / "train.csv", newline="", encoding="utf-8") as file:
         *_, last = csv.DictReader(file)
     settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
-    return {"steps": int(last["step"]), "seconds": float(last["seconds"]), "criterion": criterion(run, settings)}
+    return {"steps": int(last["step"]), "criterion": criterion(run, settings)}
 
 
 def page(result: "dict[str, Any]") -> str:
     """A row for each training: the criterion of the four first classes, and of all."""
     first = result["rows"][0]["classes"]
-    header = ["classes", "steps", "seconds", *first, f"mean of these {len(first)}", "mean of all", "lowest"]
+    header = ["classes", "steps", *first, f"mean of these {len(first)}", "mean of all", "lowest"]
     rows = []
     for row in result["rows"]:
         figures = row["criterion"]
         values = [*(figures[name] for name in first), np.mean([figures[name] for name in first])]
         values += [np.mean(list(figures.values())), min(figures.values())]
-        length = (len(row["classes"]), row["steps"], row["seconds"])
+        length = (len(row["classes"]), row["steps"])
         rows.append([*(f"{each:,.0f}" for each in length), *(f"{value:.3f}" for value in values)])
     lines = [
         "# How long a training must be as classes are added",

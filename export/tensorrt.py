@@ -187,7 +187,9 @@ def _build(
             plan = bytes(engine_bytes_from_network((builder, network, parser), config))
         except PolygraphyException as error:
             raise ExportError(_failure(error, messages, settings)) from error
-    warnings = {text for level, text in messages if level == logging.WARNING} | ({remark} - {""})
+    warnings = {text for level, text in messages if level == logging.WARNING}
+    if remark:
+        warnings.add(remark)
     try:
         _keep_timings(config, cache)
     except OutputError as error:

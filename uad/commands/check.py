@@ -43,8 +43,10 @@ def check(options: CheckOptions) -> List[str]:
     model = load_model(options.model)
     if not options.target.endswith(DLA):
         return check_model(model, options.target)
-    plain, _ = without_qdq(model, info_of(model, options.model).residual_scales)
-    return check_model(model, options.target[: -len(DLA)]) + dead_channels(plain)
+    problems = check_model(model, options.target[: -len(DLA)])
+    if problems:
+        return problems  # of a graph that may not be what it seems
+    return dead_channels(without_qdq(model, info_of(model, options.model).residual_scales)[0])
 
 
 def check_dla(model: Path) -> "List[Layer]":
@@ -91,6 +93,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{options.model} would be refused by {options.target}:")
         for problem in problems:
             print(f"  {problem}")
-    if options.target.endswith(DLA):
+    if options.target.endswith(DLA) and not problems:
         print("\n".join(_dla_lines(check_dla(options.model))))
     return 1 if problems else 0

@@ -6,7 +6,7 @@ The exporter names a node after the submodule it comes from, so `/normalize/...`
 `/head/...` the distance head, and all between them is the backbone, whose precision may change.
 """
 
-from typing import Collection, Dict, List, Optional, Tuple
+from typing import Collection, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import onnx
@@ -60,6 +60,20 @@ def attribute(node: onnx.NodeProto, name: str) -> Optional[object]:
             value: object = onnx.helper.get_attribute_value(entry)
             return value
     return None
+
+
+def whole_numbers(node: onnx.NodeProto, name: str, default: int) -> Sequence[int]:
+    """The numbers of an attribute."""
+    value = attribute(node, name)
+    if isinstance(value, int):
+        return [value]
+    return list(value) if isinstance(value, (list, tuple)) else [default]
+
+
+def text(node: onnx.NodeProto, name: str, default: str) -> str:
+    """The text of an attribute."""
+    value = attribute(node, name)
+    return value.decode() if isinstance(value, bytes) else default
 
 
 def rename_input(node: onnx.NodeProto, old: str, new: str) -> None:

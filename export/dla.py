@@ -15,7 +15,7 @@ from typing import Callable, Collection, Dict, List, Mapping, Sequence
 import numpy as np
 import onnx
 
-from engines.graph import attribute, constants, in_backbone
+from engines.graph import constants, in_backbone, text, whole_numbers
 from export.implicit import without_qdq
 
 CHANNELS = 8192  # the most, in and out; also of groups
@@ -63,12 +63,12 @@ def _reason(node: onnx.NodeProto, values: Mapping[str, np.ndarray], float_layers
 
 def _convolution(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
     weight = values[node.input[1]].shape
-    kernel, padding = weight[2:], _whole(node, "pads", 0)
+    kernel, padding = weight[2:], whole_numbers(node, "pads", 0)
     return (
         _outside("kernel", kernel, 1, 32)
         or _outside("padding", padding, 0, min(31, min(kernel) - 1))
-        or _outside("stride", _whole(node, "strides", 1), 1, 8)
-        or _outside("dilation", _whole(node, "dilations", 1), 1, 32)
+        or _outside("stride", whole_numbers(node, "strides", 1), 1, 8)
+        or _outside("dilation", whole_numbers(node, "dilations", 1), 1, 32)
         or _outside("output channels", weight[:1], 1, CHANNELS)
     )
 
@@ -77,19 +77,19 @@ def _deconvolution(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> st
     weight = values[node.input[1]].shape
     return (
         _outside("kernel", weight[2:], 1, 22)  # TensorRT leaves 23 to 32 to the GPU
-        or _outside("padding", _whole(node, "pads", 0), 0, 0)
-        or _outside("stride", _whole(node, "strides", 1), 1, 22)
-        or _outside("dilation", _whole(node, "dilations", 1), 1, 1)
-        or _outside("groups", _whole(node, "group", 1), 1, 1)
+        or _outside("padding", whole_numbers(node, "pads", 0), 0, 0)
+        or _outside("stride", whole_numbers(node, "strides", 1), 1, 22)
+        or _outside("dilation", whole_numbers(node, "dilations", 1), 1, 1)
+        or _outside("groups", whole_numbers(node, "group", 1), 1, 1)
         or _outside("channels", weight[:2], 1, CHANNELS)
     )
 
 
 def _pooling(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
     return (
-        _outside("window", _whole(node, "kernel_shape", 1), 1, 8)
-        or _outside("padding", _whole(node, "pads", 0), 0, 7)
-        or _outside("stride", _whole(node, "strides", 1), 1, 16)
+        _outside("window", whole_numbers(node, "kernel_shape", 1), 1, 8)
+        or _outside("padding", whole_numbers(node, "pads", 0), 0, 7)
+        or _outside("stride", whole_numbers(node, "strides", 1), 1, 16)
     )
 
 
@@ -102,12 +102,12 @@ def _clip(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
 
 
 def _concatenation(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
-    return _outside("axis", _whole(node, "axis", 0), 1, 1)
+    return _outside("axis", whole_numbers(node, "axis", 0), 1, 1)
 
 
 def _resize(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> str:
-    mode = _text(node, "mode", "nearest")
-    transformation = _text(node, "coordinate_transformation_mode", "half_pixel")
+    mode = text(node, "mode", "nearest")
+    transformation = text(node, "coordinate_transformation_mode", "half_pixel")
     if mode == "linear" and transformation != "half_pixel":
         return f"linear resizing by {transformation}, not half_pixel"
     scales = values.get(node.input[2]) if len(node.input) > 2 else None
@@ -133,19 +133,6 @@ RULES: Dict[str, Callable[[onnx.NodeProto, Mapping[str, np.ndarray]], str]] = {
     "Resize": _resize,
     **dict.fromkeys(("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Add", "Sub", "Mul", "Max", "Transpose"), _any),
 }
-
-
-def _whole(node: onnx.NodeProto, name: str, default: int) -> Sequence[int]:
-    """The numbers of an attribute."""
-    value = attribute(node, name)
-    if isinstance(value, int):
-        return [value]
-    return list(value) if isinstance(value, (list, tuple)) else [default]
-
-
-def _text(node: onnx.NodeProto, name: str, default: str) -> str:
-    value = attribute(node, name)
-    return value.decode() if isinstance(value, bytes) else default
 
 
 def _outside(what: str, values: Sequence[int], least: int, most: int) -> str:

@@ -6,13 +6,13 @@ onnxOpImporters.cpp), onnx2trt_utils.cpp. A rule of a later release is named: a 
 
 import dataclasses
 import re
-from typing import Callable, Dict, List, Mapping, Sequence
+from typing import Callable, Dict, List, Mapping
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from engines.graph import attribute, constants
+from engines.graph import attribute, constants, text, whole_numbers
 
 OPERATORS = frozenset(
     """
@@ -114,14 +114,14 @@ def _convolution(node: onnx.NodeProto, tensors: Tensors) -> str:
 def _pooling(node: onnx.NodeProto, tensors: Tensors) -> str:
     if any(node.output[1:]):
         return f"{node.op_type} gives no indices"
-    if any(dilation != 1 for dilation in _numbers(node, "dilations")):
+    if any(dilation != 1 for dilation in whole_numbers(node, "dilations", 1)):
         return f"{node.op_type} takes no dilations"
     return ""
 
 
 def _resize(node: onnx.NodeProto, tensors: Tensors) -> str:
-    transformation = _text(node, "coordinate_transformation_mode", "half_pixel")
-    rounding = _text(node, "nearest_mode", "round_prefer_floor")
+    transformation = text(node, "coordinate_transformation_mode", "half_pixel")
+    rounding = text(node, "nearest_mode", "round_prefer_floor")
     if transformation not in TRANSFORMATIONS:
         return f"Resize takes no {transformation}"
     if transformation == "tf_half_pixel_for_nn" and rounding != "round_prefer_floor":
@@ -157,7 +157,7 @@ def _top(node: onnx.NodeProto, tensors: Tensors) -> str:
 
 
 def _einsum(node: onnx.NodeProto, tensors: Tensors) -> str:
-    equation = _text(node, "equation", "")
+    equation = text(node, "equation", "")
     return "" if re.match("[a-z,> -]*$", equation) else f"Einsum takes letters a to z and no ellipsis, not '{equation}'"
 
 
@@ -178,13 +178,3 @@ RULES: Dict[str, Callable[[onnx.NodeProto, Tensors], str]] = {
         _reduction,
     ),
 }
-
-
-def _numbers(node: onnx.NodeProto, name: str) -> Sequence[int]:
-    value = attribute(node, name)
-    return value if isinstance(value, (list, tuple)) else []
-
-
-def _text(node: onnx.NodeProto, name: str, default: str) -> str:
-    value = attribute(node, name)
-    return value.decode() if isinstance(value, bytes) else default

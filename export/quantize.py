@@ -139,7 +139,7 @@ def insert_qdq(
     values = constants(model)
     for weight in placement.weights:
         readers = [nodes[layer] for layer in placement.layers if nodes[layer].input[1] == weight.name]
-        channels = amax_of_channels(values[weight.name], weight.axis)
+        channels = _amax_of_channels(values[weight.name], weight.axis)
         scale = scale_from_amax(channels)
         for node in readers:
             if len(node.input) > 2:
@@ -195,7 +195,7 @@ def _add_qdq(graph: onnx.GraphProto, name: str, scale: np.ndarray) -> str:
     return output
 
 
-def amax_of_channels(weight: np.ndarray, axis: Optional[int]) -> np.ndarray:
+def _amax_of_channels(weight: np.ndarray, axis: Optional[int]) -> np.ndarray:
     """The greatest magnitude of each channel along an axis, (channels,), or of all, ()."""
     amax: np.ndarray = np.abs(weight).max(axis=tuple(each for each in range(weight.ndim) if each != axis))
     return amax

@@ -20,6 +20,7 @@ from export.calibrate import amax_percentile
 from export.classes import BANK, Arrays, rows, together
 from export.errors import ExportError
 from export.explain import clipped_percent
+from export.implicit import STEPS, activation_ranges
 from export.quantize import collect_histograms
 from export.readout import read_statistics, with_statistics
 from uad.data.reading import each_image
@@ -30,7 +31,6 @@ from uad.exporting.source import Graph, Source, load_source
 from uad.progress import progress, with_steps
 
 LEFT = 0.1  # percent of the values of a tensor beyond its range from which that is told; the calibrator clips 0.01
-LEVELS = 127
 
 
 def extended(source: Source, calibration: Calibration) -> Graph:
@@ -162,8 +162,7 @@ def _ranges(
         for node in model.graph.node
         if node.op_type == "QuantizeLinear" and node.input[0] not in values
     }
-    ends = {name: LEVELS * float(values[scale]) for name, scale in scale_of.items()}
-    ends.update({name: LEVELS * scale for name, scale in info.residual_scales.items()})
+    ends = {**activation_ranges(model), **{name: STEPS * scale for name, scale in info.residual_scales.items()}}
     samples = [sample for sample in images.readout if sample.class_name in came]
     with progress("Looking at ranges", len(samples)) as step:
         seen = collect_histograms(model, [*ends], with_steps(each_image(samples, info.size), step))
@@ -179,7 +178,7 @@ def _ranges(
         warnings.warn(f"{text}: {how}", UadWarning, stacklevel=2)
         return model, info
     print(f"{text}: they are widened")
-    wider = {name: np.float32(max(ends[name], amax_percentile(seen[name])) / LEVELS) for name in left}
+    wider = {name: np.float32(max(ends[name], amax_percentile(seen[name])) / STEPS) for name in left}
     changed = copy_of(model)
     _set(changed, {scale_of[name]: np.array(scale) for name, scale in wider.items() if name in scale_of})
     residual = {name: float(wider.get(name, scale)) for name, scale in info.residual_scales.items()}

@@ -44,6 +44,16 @@ def epochs(out: Path) -> list[str]:
     return [row["epoch"] for row in csv.DictReader((out / "train.csv").read_text().splitlines())]
 
 
+def sleep_in_each_step(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    whole = STFPM.loss
+
+    def slow(self: Any, batch: Any) -> Any:
+        time.sleep(seconds)
+        return whole(self, batch)
+
+    monkeypatch.setattr(STFPM, "loss", slow)
+
+
 def test_two_runs_with_one_seed_give_one_result_and_another_seed_another(tiny_run: Any, tmp_path: Path) -> None:
     again = fit(tiny_run.root, tmp_path / "again", "--trainer.max_epochs", "2")
     other = fit(tiny_run.root, tmp_path / "other", "--trainer.max_epochs", "2", "--seed", "1")
@@ -245,13 +255,7 @@ def test_a_run_of_an_earlier_commit_goes_on_without_the_figures_of_its_classes(t
 def test_the_time_that_is_to_come_is_told(
     tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = STFPM.loss
-
-    def slow(self: Any, batch: Any) -> Any:
-        time.sleep(0.1)
-        return whole(self, batch)
-
-    monkeypatch.setattr(STFPM, "loss", slow)
+    sleep_in_each_step(monkeypatch, 0.1)
     fit(tiny_run.root, tmp_path / "run", "--trainer.max_epochs", "10")  # of 2 steps, of which 7 are to come
     (told,) = re.findall(r"the steps will take about (\d+) s", capsys.readouterr().out)
     assert 1 <= int(told) <= 3
@@ -319,13 +323,7 @@ def test_a_run_notes_the_epochs_that_were_chosen(
 def test_a_profile_says_where_the_time_of_a_step_goes(
     tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = STFPM.loss
-
-    def slow(self: Any, batch: Any) -> Any:
-        time.sleep(0.5)
-        return whole(self, batch)
-
-    monkeypatch.setattr(STFPM, "loss", slow)
+    sleep_in_each_step(monkeypatch, 0.5)
     fit(tiny_run.root, tmp_path / "run", "--trainer.max_epochs", "2", "--profile")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a step takes")]
     seconds = float(line.split()[3])

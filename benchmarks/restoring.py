@@ -1,92 +1,129 @@
-"""What was tried so that Reverse Distillation restores good images alone, on held-out images with faint drawn defects.
+"""What was tried so that a student learns good images alone, on held-out images with faint drawn defects.
 
-    UAD_MVTEC=... UAD_WEIGHTS=... python benchmarks/restoring.py --work DIR --out FILE.json
+    UAD_DATA=... UAD_MVTEC=... UAD_WEIGHTS=... python benchmarks/restoring.py --root mvtec \
+        --model reverse_distillation --variants "hard mining" --epochs 9 --seeds 0 --work DIR --out FILE.json
 
-One decoder on MobileNetV2 learns the four classes of UAD_MVTEC, once for each variant, from one seed, without a bank.
-The criterion is that of steps.py. The test's image AUROC stands beside it and chooses nothing. What is in --work is not
-made again, so a run may also be made by hand, with `uad fit` and the flags of `VARIANTS`.
+One model on MobileNetV2 learns the four classes of a root, without a bank, once for each variant and seed. The
+criterion is that of steps.py. The test's image AUROC stands beside it and chooses nothing. What is in --work is not
+made again, and rows of other runs that the file holds stay. Variants that `uad fit` has no option for are in trials.py.
 """
 
 import argparse
+import contextlib
 import csv
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trials
 import yaml
 from commands import command
 from machine import commit, footer, machine
-from steps import criterion
+from steps import NAMES, criterion
 
 from engines.files import write_json, write_text
 from uad.tables import markdown
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "reverse_distillation.yaml"
-VARIANTS = {
-    "as it was": ["--model.mining", "false"],
-    "hard mining": ["--model.mining", "true"],
-    "dropout .2": ["--model.mining", "false", "--model.dropout", "0.2"],
-    "hard mining, dropout .2": ["--model.mining", "true", "--model.dropout", "0.2"],
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ROOTS = {"data": "UAD_DATA", "mvtec": "UAD_MVTEC"}
+MINING, PLAIN = ["--model.mining", "true"], ["--model.mining", "false"]
+FLAGS = {
+    "as it was": PLAIN,
+    "hard mining": MINING,
+    "dropout .2": [*PLAIN, "--model.dropout", "0.2"],
+    "hard mining, dropout .2": [*MINING, "--model.dropout", "0.2"],
+    "hard mining, dropout .4": [*MINING, "--model.dropout", "0.4"],
+    "hard mining, 320 pixels": [*MINING, "--data.image_size", "320"],
+    "320 pixels": [*PLAIN, "--data.image_size", "320"],
 }
-LENGTHS = (9, 18)  # epochs; the greater for the first two variants alone
+TRIALS: "dict[str, Callable[[], contextlib.AbstractContextManager[None]]]" = {
+    "hard mining by image": trials.mined_by_image,
+    "loose loss": trials.loose,
+    "hard mining, drawn defects": trials.drawn_defects,
+    "hard mining, averaged weights": trials.averaged_weights,
+    "hard mining, frozen statistics": trials.frozen_statistics,
+    "hard mining, steady channels": trials.steady_channels,
+    "hard mining, embedding of 80": functools.partial(trials.embedded_in, 80),
+    "hard mining, embedding of 320": functools.partial(trials.embedded_in, 320),
+}
+KEY = ("root", "model", "variant", "epochs", "seed")
 
 
 def main() -> None:
-    """Train each variant, and write JSON and the page made from it after each."""
+    """Train each, and write JSON and the page made from it after each."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", default="mvtec", choices=list(ROOTS))
+    parser.add_argument("--model", default="reverse_distillation", choices=list(NAMES))
+    parser.add_argument("--variants", nargs="+", default=["hard mining"], choices=[*FLAGS, *TRIALS])
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    result = {"machine": machine(), "rows": rows}
-    for epochs, variants in zip(LENGTHS, (list(VARIANTS), list(VARIANTS)[:2]), strict=True):
-        for variant in variants:
-            run = options.work / f"{variant.replace(', ', '-').replace(' ', '-')}-{epochs}"
-            rows.append({"variant": variant, **judged(run, epochs, VARIANTS[variant]), "commit": commit()})
+    rows: list[dict[str, Any]] = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    for variant in options.variants:
+        for seed in options.seeds:
+            values = (options.root, options.model, variant, options.epochs, seed)
+            row = {**dict(zip(KEY, values, strict=True)), **judged(options.work, *values)}
+            where = machine()
+            row.update(commit=commit(), processor=where["processor"])
+            rows = [each for each in rows if any(each[name] != row[name] for name in KEY)] + [row]
+            result = {"machine": where, "rows": rows}
             write_json(options.out, result)
             write_text(options.out.with_suffix(".md"), page(result))
-            print(rows[-1], flush=True)
+            print(row, flush=True)
 
 
-def judged(run: Path, epochs: int, flags: "list[str]") -> "dict[str, Any]":
+def judged(work: Path, root: str, model: str, variant: str, epochs: int, seed: int) -> "dict[str, Any]":
     """Train a variant, and judge held-out images."""
-    if not (run / "model.ckpt").exists():
-        weights = Path(os.environ["UAD_WEIGHTS"]) / "mobilenet_v2-imagenet.pth"
-        model = ["--config", str(CONFIG), "--model.bank", "0", "--model.weights", str(weights)]
-        trainer = ["--trainer.precision", "32-true", "--trainer.max_epochs", str(epochs)]
-        command(["fit", *model, "--data.root", os.environ["UAD_MVTEC"], *trainer, *flags, "--out", str(run)])
+    run = work / "-".join([root, model, variant.replace(", ", "-").replace(" ", "-"), str(epochs), str(seed)])
+    with TRIALS.get(variant, contextlib.nullcontext)():
+        if not (run / "model.ckpt").exists():
+            weights = Path(os.environ["UAD_WEIGHTS"]) / "mobilenet_v2-imagenet.pth"
+            flags = ["--config", str(CONFIGS / f"{model}.yaml"), "--model.bank", "0", "--model.weights", str(weights)]
+            flags += ["--data.root", os.environ[ROOTS[root]], "--trainer.precision", "32-true", "--seed", str(seed)]
+            flags += ["--trainer.max_epochs", str(epochs), *FLAGS.get(variant, MINING)]
+            command(["fit", *flags, "--out", str(run)])
+        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
+        found = criterion(run, settings)
     with open(run / "train.csv", newline="", encoding="utf-8") as file:
-        *_, last = csv.DictReader(file)
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
+        epoch_rows = list(csv.DictReader(file))
     tested = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["classes"]
     return {
-        "steps": int(last["step"]),
-        "criterion": criterion(run, settings),
+        "steps": int(epoch_rows[-1]["step"]),
+        "criterion": found,
         "test": {name: figures["image_auroc"] for name, figures in tested.items()},
     }
 
 
 def page(result: "dict[str, Any]") -> str:
-    """A row for each variant."""
-    classes = list(result["rows"][0]["criterion"])
-    header = ["variant", "steps", "held-out", *(f"held-out, {name}" for name in classes)]
-    header += ["test", *(f"test, {name}" for name in classes)]
-    rows = []
-    for row in result["rows"]:
-        figures = [_mean(row["criterion"]), *row["criterion"].values(), _mean(row["test"]), *row["test"].values()]
-        rows.append([row["variant"], f"{row['steps']:,}", *(f"{value:.3f}" for value in figures)])
+    """A table for each root and model, with a row for each variant and seed."""
     lines = [
-        "# What was tried so that Reverse Distillation restores good images alone",
+        "# What was tried so that a student learns good images alone",
         "",
-        "MobileNetV2, four classes of MVTec AD, one seed, no bank. Held-out: image AUROC of held-out good images",
-        "against copies of them with faint drawn defects, which chooses. Test: image AUROC, which chooses nothing.",
-        "",
-        markdown(header, rows),
+        "MobileNetV2, four classes of a root, no bank. Held-out: image AUROC of held-out good images against copies of",
+        "them with faint drawn defects, which chooses. Test: image AUROC, which chooses nothing.",
         "",
     ]
-    return "\n".join([*lines, footer(result["machine"], [row["commit"] for row in result["rows"]])])
+    rows = result["rows"]
+    for root, model in dict.fromkeys((row["root"], row["model"]) for row in rows):
+        some = [row for row in rows if (row["root"], row["model"]) == (root, model)]
+        classes = list(some[0]["criterion"])
+        header = ["variant", "steps", "seed", "held-out", *(f"held-out, {name}" for name in classes)]
+        header += ["test", *(f"test, {name}" for name in classes)]
+        table = []
+        for row in some:
+            figures = [_mean(row["criterion"]), *row["criterion"].values(), _mean(row["test"]), *row["test"].values()]
+            names = [row["variant"], f"{row['steps']:,}", str(row["seed"])]
+            table.append([*names, *(f"{value:.3f}" for value in figures)])
+        lines += [f"{NAMES[model]}, {root}:", "", markdown(header, table), ""]
+    others = sorted({row["processor"] for row in rows} - {result["machine"]["processor"]})
+    lines += [f"Some rows were measured on: {'; '.join(others)}.", ""] if others else []
+    return "\n".join([*lines, footer(result["machine"], [row["commit"] for row in rows])])
 
 
 def _mean(figures: "dict[str, float]") -> float:

@@ -4,11 +4,13 @@
 
 STFPM on MobileNetV2 learns the four classes of UAD_MVTEC, then those of UAD_DATA with them, then three drawn products,
 too. Each time it is trained for the steps that four classes get, and for as many a class. The criterion is that of
-steps.py. What is in --work is not made again. One seed; --steps is less than the 2,000 of `uad fit`, for want of time.
+steps.py. What is in --work is not made again, and rows that the file holds stay. One seed; --steps is less than the
+2,000 of `uad fit`, for want of time.
 """
 
 import argparse
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -36,15 +38,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=500, help="for four classes")
     parser.add_argument("--classes", type=int, nargs="+", default=list(COUNTS), choices=list(COUNTS))
+    parser.add_argument("--growing", action="store_true", help="only as many more steps as there are more classes")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     root = options.work / "images"
     names = gather(root)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     result = {"machine": machine(), "steps": options.steps, "rows": rows}
     for count in options.classes:
-        for steps in dict.fromkeys((options.steps, options.steps * count // 4)):
+        grown = options.steps * count // 4
+        for steps in [grown] if options.growing else dict.fromkeys((options.steps, grown)):
             run = options.work / f"{count}-classes-{steps}-steps"
             rows.append({"classes": names[:count], **trained(run, root, names[:count], steps), "commit": commit()})
             write_json(options.out, result)

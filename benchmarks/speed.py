@@ -9,6 +9,7 @@ writes; `foreign.py` says how they are measured.
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,7 @@ def main() -> None:
     """Make the files, measure them, write JSON and the table made from it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", required=True, metavar="MODEL:BACKBONE[:SETTING:VALUE]")
+    parser.add_argument("--sizes", nargs="+", default=["256x256"], metavar="HEIGHTxWIDTH", help="of the images, pixels")
     parser.add_argument("--others", nargs="*", default=[], type=Path, metavar="FILE.onnx")
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
@@ -41,8 +43,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         paths, commands = [], []
-        for each in options.models:
-            files = _make_files(Path(name) / each.replace(":", "-"), options.precisions, *each.split(":"))
+        for each, size in itertools.product(options.models, options.sizes):
+            folder = each.replace(":", "-") + (f"-{size}" if len(options.sizes) > 1 else "")
+            files = _make_files(Path(name) / folder, options.precisions, size, *each.split(":"))
             paths.append(str(files["ckpt"]))
             commands.append(worker_command(files["ckpt"], None, 1, options.threads))
             for runtime in options.runtimes:
@@ -58,16 +61,19 @@ def main() -> None:
     for report in reports:
         path = Path(report["model"])
         report["model"] = path.stem if path in options.others else path.parent.name
-    result: dict[str, Any] = {"machine": machine(), "size": [256, 256], "threads": options.threads, "reports": reports}
-    result["others"] = [path.stem for path in options.others]
+    result: dict[str, Any] = {"machine": machine(), "sizes": options.sizes, "threads": options.threads}
+    result.update(reports=reports, others=[path.stem for path in options.others])
     write_json(options.out, result)
     write_text(options.out.with_suffix(".md"), page(result))
     print(benchmark_table(reports))
 
 
-def _make_files(folder: Path, precisions: "list[str]", model: str, backbone: str, *setting: str) -> "dict[str, Path]":
+def _make_files(
+    folder: Path, precisions: "list[str]", size: str, model: str, backbone: str, *setting: str
+) -> "dict[str, Path]":
     draw_dataset(folder / "images", n_train=4, n_test_good=0, n_test_defect=0)
     settings = ["--model", model, *with_network(backbone, "none"), "--trainer.max_steps", "1"]
+    settings += ["--data.image_size", f"[{size.replace('x', ',')}]"]
     settings += [f"--model.{setting[0]}", setting[1]] if setting else []
     command(["fit", "--data.root", str(folder / "images"), "--out", str(folder / "run"), *settings])
     files = {"ckpt": (folder / "run" / "model.ckpt").rename(folder / "model.ckpt")}
@@ -82,7 +88,7 @@ def _make_files(folder: Path, precisions: "list[str]", model: str, backbone: str
 def page(result: "dict[str, Any]") -> str:
     """The table."""
     lines = [
-        "# Speed at 256x256, batch 1",
+        f"# Speed at {' and '.join(result.get('sizes', ['256x256']))}, batch 1",
         "",
         f"All files in turns, {result['threads']} threads. The weights are random, which does not change the speed.",
         "DCAM's network is STFPM's.",

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from torchvision.transforms.v2 import Resize
 
 START = time.perf_counter()
-BACKBONE, LAYERS = "mobilenetv2_100", ["blocks.1.1", "blocks.2.2", "blocks.4.2"]  # at 1/4, 1/8 and 1/16
+BACKBONE, LAYERS = "mobilenetv2_100", ["blocks.1", "blocks.2", "blocks.4"]  # at 1/4, 1/8 and 1/16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import uad.models.reverse_distillation as reverse_distillation
 from uad.data.batches import Batch
-from uad.models.head import distance
+from uad.models.head import distance, with_hard_gradient
 from uad.models.reverse_distillation import ReverseDistillation
+from uad.models.stfpm import STFPM
 
 FROZEN_FROM = 0.8  # part of the training from which statistics are frozen
 TINY = 1e-3  # variance of a channel in a batch, as part of the running one, below which it is the running one's turn
@@ -24,6 +25,19 @@ EASY = 0.1  # of the gradient, which the easier part of the positions gives
 HARD = 0.3  # part of the positions that gives all of it
 
 Hard = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@contextlib.contextmanager
+def mined_student() -> Iterator[None]:
+    """STFPM with the hard mining of Reverse Distillation."""
+    plain = STFPM.distillation
+
+    def distillation(self: STFPM, targets: "list[Tensor]", student: "list[Tensor]") -> Tensor:
+        hard = [with_hard_gradient(target, s, self.part_done) for target, s in zip(targets, student, strict=True)]
+        return plain(self, targets, hard)
+
+    with patch.object(STFPM, "distillation", distillation):
+        yield
 
 
 @contextlib.contextmanager

@@ -69,7 +69,6 @@ class DCAM(STFPM):
         channel_weight: of the channel-wise cosine distance in the loss.
         spatial_weight: of the divergence over positions.
         temperature: of its softmax.
-        mining: as in STFPM.
         readout: as in STFPM.
         bank: as in STFPM.
 
@@ -86,11 +85,10 @@ class DCAM(STFPM):
         channel_weight: float = 1.0,
         spatial_weight: float = 1.0,
         temperature: float = 1.0,
-        mining: bool = False,
         readout: ReadOutName = "regional",
         bank: int = 0,
     ) -> None:
-        super().__init__(backbone, weights, lr, weight_decay, mining, readout, bank)
+        super().__init__(backbone, weights, lr, weight_decay, readout, bank)
         not_negative(channel_weight=channel_weight, spatial_weight=spatial_weight)
         if temperature <= 0:
             raise UserError(f"--model.temperature {temperature}: give a number above 0")

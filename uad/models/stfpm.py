@@ -15,7 +15,7 @@ Differs from it so that one model can serve many classes in a few epochs:
 - AdamW and one cycle of the learning rate (Smith and Topin, 2018) instead of SGD for 100 epochs.
 """
 
-from typing import Any, Dict, List
+from typing import List
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from uad.data.batches import Batch
 from uad.models.backbones import FeaturePyramid, backbone_of
-from uad.models.head import PyramidNetwork, Pyramids, head_of, teacher_of, with_hard_gradient
+from uad.models.head import PyramidNetwork, Pyramids, head_of, teacher_of
 from uad.models.layers import Normalize
 from uad.models.pyramid_model import PyramidModel
 from uad.models.readout import ReadOutName
@@ -54,7 +54,6 @@ class STFPM(PyramidModel):
         weights: of the teacher: imagenet, none (random), or a file of published weights.
         lr: the greatest learning rate of the cycle.
         weight_decay: of AdamW.
-        mining: whether positions that are learned already give no gradient (`uad.models.head.with_hard_gradient`).
         readout: how the distances become a map and a score: regional, or as in the paper, their product.
         bank: how many good patches of each class are kept beside the student (`uad.models.bank`); 0 for none.
 
@@ -71,23 +70,17 @@ class STFPM(PyramidModel):
         weights: str = "imagenet",
         lr: float = 3e-3,
         weight_decay: float = 1e-4,
-        mining: bool = False,
         readout: ReadOutName = "regional",
         bank: int = 0,
     ) -> None:
-        config: Dict[str, Any] = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay)
-        config.update(mining=mining, readout=readout, bank=bank)
+        config = dict(backbone=backbone, weights=weights, lr=lr, weight_decay=weight_decay, readout=readout, bank=bank)
         super().__init__("stfpm", StudentTeacher(backbone, weights, readout, bank), config)
-        self.mining = mining
 
     def loss(self, batch: Batch) -> Tensor:
         """How far the student's features are from the teacher's; the student may be shown drawn defects."""
         targets = list(batch.targets) or self.targets(batch.image)
         given = batch.image if batch.drawn is None else batch.drawn
-        student = self.network.student(self.network.normalize(given))
-        if self.mining:
-            student = [with_hard_gradient(target, s, self.part_done) for target, s in zip(targets, student)]
-        return self.distillation(targets, student)
+        return self.distillation(targets, self.network.student(self.network.normalize(given)))
 
     def distillation(self, targets: List[Tensor], student: List[Tensor]) -> Tensor:
         """Sum over the levels of the mean squared error."""

@@ -12,6 +12,7 @@ from engines.errors import UserError  # noqa: E402
 from export.onnx import export_network  # noqa: E402
 from uad.data.batches import Batch  # noqa: E402
 from uad.models.backbones import BACKBONES  # noqa: E402
+from uad.models.head import with_hard_gradient  # noqa: E402
 from uad.models.reverse_distillation import MIRRORS, Decoder, ReverseDistillation  # noqa: E402
 from uad.training.fold import fold  # noqa: E402
 
@@ -61,6 +62,38 @@ def test_dropout_changes_training_alone(images: Any) -> None:
 def test_a_dropout_that_cannot_be(value: float) -> None:
     with pytest.raises(UserError, match=r"--model.dropout .*: give a part of the embedding"):
         ReverseDistillation("mobilenet_v2", "none", dropout=value)
+
+
+@pytest.mark.parametrize(("part_done", "kept"), [(0.0, 64), (0.065, 40), (0.1, 8), (1.0, 8)])
+def test_what_is_restored_already_gives_no_gradient(part_done: float, kept: int) -> None:
+    # Of 64 positions 8 are 2 away, 32 are .11, and 24 are restored. The mean is .30, the deviation .65.
+    target = torch.zeros(1, 2, 8, 8)
+    target[:, 0] = 1.0
+    student = target.clone()
+    student[:, :, 0] *= -1.0
+    student[:, 1, 1:5] = 0.5
+    student.requires_grad_()
+    hard = with_hard_gradient(target, student, part_done)
+    assert torch.equal(hard, student)
+    hard.sum().backward()
+    assert student.grad is not None
+    assert int((student.grad[:, 0] != 0).sum()) == kept
+    assert bool((student.grad[:, :, 0] == 1).all())
+
+
+def test_mining_leaves_the_value_of_the_loss(images: Any) -> None:
+    torch.manual_seed(0)
+    plain = ReverseDistillation("mobilenet_v2", "none", mining=False).eval()
+    mined = ReverseDistillation("mobilenet_v2", "none").eval()
+    mined.network.load_state_dict(plain.network.state_dict())
+    batch = Batch(images, torch.zeros(2, dtype=torch.int64))
+    gradients = []
+    for model in (plain, mined):
+        loss = model.loss(batch)
+        loss.backward()
+        gradients.append((float(loss.detach()), float(model.network.student.last[0].weight.grad.abs().sum())))
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-6)
+    assert 0 < gradients[1][1] < 0.9 * gradients[0][1]
 
 
 def test_resize_leaves_no_transposed_convolution(images: Any) -> None:

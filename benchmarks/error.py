@@ -5,7 +5,8 @@
 The error of a map is the mean squared difference of the roots of both maps (`uad.training.qat`), over held-out good
 images and copies of them with faint drawn defects. Each part of the quantizers is switched on alone; a share is its
 error beside the error of all of them. Shares need not add up to 1. Bias correction and the read-out that is fitted
-again come last, each on top of what stands above it. No test image is seen.
+again come last, each on top of what stands above it. Then each quantizer of an activation is switched off alone. No
+test image is seen.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from uad.tables import markdown
 from uad.training.qat import FAINT, QuantizationAware
 
 DEAREST = 12  # quantizers that are named
+EVERY = 4  # of the images, on which one quantizer after the other is switched off
 
 
 def main() -> None:
@@ -40,8 +42,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="held-out images of each class")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    plain = prepared(options.ckpt, options.root, corrected=False)
-    model, data = plain
+    model, data = prepared(options.ckpt, options.root, corrected=False)
     good = data.held_out_good("").first_of_each_class(options.images)
     drawn = np.concatenate([with_faint_defects(images, seed=label) for label, images in of_class(good)])
     images = torch.cat([good.image, torch.from_numpy(drawn)])
@@ -51,12 +52,15 @@ def main() -> None:
     for name, chosen in parts(model).items():
         rows.append(compared(name, with_only(model, chosen, images), expected, labels, data.class_names))
         print(rows[-1], flush=True)
-    dearest = of_each(model, images, expected)
     model, _ = prepared(options.ckpt, options.root, corrected=True)
-    rows.append(compared("all, biases corrected", judged(model.network, images), expected, labels, data.class_names))
+    corrected = compared("all, biases corrected", judged(model.network, images), expected, labels, data.class_names)
+    rows.append(corrected)
+    print(corrected, flush=True)
+    without = without_each(model, images[::EVERY], (expected[0][::EVERY], expected[1][::EVERY]), labels[::EVERY])
+    with_all(model)
     model.fit_readout(data.some_for_training(model.images_of_each_class, "Fitting the read-out"), good)
     rows.append(compared("and the read-out fitted", judged(model.network, images), expected, labels, data.class_names))
-    result = {"machine": machine(), "commit": commit(), "rows": rows, "dearest": dearest, "model": model.start.model}
+    result = {"machine": machine(), "commit": commit(), "rows": rows, "without": without, "model": model.start.model}
     write_json(options.out, result)
     write_text(options.out.with_suffix(".md"), page(result))
 
@@ -139,14 +143,30 @@ def compared(
     return row
 
 
-def of_each(model: QuantizationAware, images: Tensor, expected: "tuple[Tensor, Tensor]") -> "list[dict[str, Any]]":
-    """The quantizers whose error alone is greatest; on every fourth image."""
-    some = slice(None, None, 4)
-    rows = []
-    for name in quantizers(model):
-        _, maps = with_only(model, [name], images[some])
-        rows.append({"quantizer": name, "error": float((maps - expected[1][some]).square().mean())})
-    return sorted(rows, key=lambda row: -float(row["error"]))[:DEAREST]
+def with_all(model: QuantizationAware) -> None:
+    """Switch all of them on."""
+    for quantizer in quantizers(model).values():
+        quantizer.enable()
+
+
+def without_each(
+    model: QuantizationAware, images: Tensor, expected: "tuple[Tensor, Tensor]", labels: Tensor
+) -> "list[dict[str, Any]]":
+    """What is left of the error, mean of the classes, where one quantizer of an activation is off; the least first."""
+
+    def errors(chosen: "list[str]") -> Tensor:
+        error = (with_only(model, chosen, images)[1] - expected[1]).square().mean(dim=(1, 2))
+        return torch.stack([error[labels == label].mean() for label in labels.unique()])
+
+    names = list(quantizers(model))
+    whole = errors(names)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        if not name.endswith("_weight_quantizer"):
+            left = errors([other for other in names if other != name]) / whole
+            rows.append({"quantizer": name, "left": float(left.mean())})
+            print(rows[-1], flush=True)
+    return sorted(rows, key=lambda row: float(row["left"]))[:DEAREST]
 
 
 def page(result: "dict[str, Any]") -> str:
@@ -160,17 +180,13 @@ def page(result: "dict[str, Any]") -> str:
         shares.append([row["part"], *(f"{value:.2f}" for value in (np.mean(values), *values))])
         correlations = [row["spearman"][name] for name in classes]
         orders.append([row["part"], *(f"{value:.3f}" for value in (np.mean(correlations), *correlations))])
-    total = float(np.mean(list(whole.values())))
-    lines = [
-        f"# Where the error of INT8 comes from: {result['model']}",
-        "",
-        "Error of the maps, beside that of all:",
-        "",
-    ]
+    lines = [f"# Where the error of INT8 comes from: {result['model']}", ""]
+    lines += ["Error of the maps, beside that of all:", ""]
     lines += [markdown(["quantized", "mean", *classes], shares), "", "Rank correlation of scores with float's:", ""]
-    lines += [markdown(["quantized", "mean", *classes], orders), "", "One quantizer alone, the greatest errors:", ""]
-    alone = [[f"`{row['quantizer']}`", f"{row['error'] / total:.3f}"] for row in result["dearest"]]
-    lines += [markdown(["quantizer", "error"], alone), ""]
+    lines += [markdown(["quantized", "mean", *classes], orders), ""]
+    lines += ["What is left of the error, biases corrected, where one activation is not quantized:", ""]
+    left = [[f"`{row['quantizer']}`", f"{row['left']:.2f}"] for row in result["without"]]
+    lines += [markdown(["quantizer", "left"], left), ""]
     return "\n".join([*lines, footer(result["machine"], [result["commit"]])])
 
 

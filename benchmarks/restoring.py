@@ -48,7 +48,6 @@ VARIANTS: "dict[str, dict[str, tuple[list[str], Callable[[], contextlib.Abstract
         "hard mining, drawn defects": (MINING, trials.drawn_defects),
         "hard mining, averaged weights": (MINING, trials.averaged_weights),
         "hard mining, frozen statistics": (MINING, trials.frozen_statistics),
-        "hard mining, steady channels": (MINING, trials.steady_channels),
         "hard mining, embedding of 80": (MINING, functools.partial(trials.embedded_in, 80)),
         "hard mining, embedding of 320": (MINING, functools.partial(trials.embedded_in, 320)),
     },

@@ -20,7 +20,6 @@ from uad.models.reverse_distillation import ReverseDistillation
 from uad.models.stfpm import STFPM
 
 FROZEN_FROM = 0.8  # part of the training from which statistics are frozen
-TINY = 1e-3  # variance of a channel in a batch, as part of the running one, below which it is the running one's turn
 EASY = 0.1  # of the gradient, which the easier part of the positions gives
 HARD = 0.3  # part of the positions that gives all of it
 
@@ -60,27 +59,6 @@ class _Frozen(Callback):
             for part in pl_module.network.student.modules():  # type: ignore[union-attr]
                 if isinstance(part, nn.BatchNorm2d):
                     part.eval()
-
-
-@contextlib.contextmanager
-def steady_channels() -> Iterator[None]:
-    """Channels whose variance in a batch is tiny are normalised by their running statistics (ReContrast's authors)."""
-    plain = nn.BatchNorm2d.forward
-
-    def forward(self: nn.BatchNorm2d, x: Tensor) -> Tensor:
-        if not self.training or self.running_var is None or self.running_mean is None:
-            return plain(self, x)
-        normed = plain(self, x)
-        with torch.no_grad():
-            is_tiny = x.float().var(dim=(0, 2, 3)) < TINY * self.running_var
-            if not is_tiny.any():
-                return normed
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        steady = x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
-        return torch.where(is_tiny[:, None, None], steady, normed)
-
-    with patch.object(nn.BatchNorm2d, "forward", forward):
-        yield
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from export.calibrate import Histogram, calibrator, merged
 from export.equalize import equalizable, equalize
 from export.errors import CalibrationError
 from export.explain import layer_reports, observed_tensors, plot, require_matplotlib, write_reports
+from export.pixels import PIXELS, RANGE, on_pixels
 from export.placement import Placement, place
 from export.quantize import QuantizationReport, collect_histograms, ranges, with_ranges, with_seven_bits
 from export.sensitivity import sensitivity
@@ -152,7 +153,7 @@ def _calibrate(
     source: Source, images: CalibrationImages, calibration: Calibration, is_explained: bool, builder: PlanSettings
 ) -> Calibrated:
     """Equalise the graph, and find the ranges of its tensors, with histograms of more where they are explained."""
-    model = source.model
+    model = on_pixels(source.model, source.info)
     # Noise says nothing of where the values of a channel end.
     if images.source == "images" and equalizable(model):
         with progress("Equalising", images.count) as step:
@@ -169,6 +170,8 @@ def _calibrate(
             by_class = [collect_histograms(model, wanted, with_steps(group, step)) for group in images.by_class()]
     if not by_tensorrt:
         amax = ranges(by_class, ranged, calibrator(calibration.rule, percentile=calibration.percent))
+    if PIXELS in amax:
+        amax[PIXELS] = RANGE  # known without looking
     histograms = {name: merged([of_class[name] for of_class in by_class]) for name in wanted}
     return Calibrated(model, placement, histograms, amax)
 

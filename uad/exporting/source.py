@@ -11,6 +11,7 @@ from engines.metadata import ModelInfo
 from engines.model_file import info_of, load_model
 from engines.plan_file import SUFFIX
 from export.errors import ExportError
+from export.pixels import PIXELS, on_pixels
 from export.placement import place
 from export.quantize import QuantizationReport, with_ranges
 from uad.exporting.doubts import calibration_doubts
@@ -96,9 +97,10 @@ def with_learned_ranges(source: Source) -> Graph:
     bits, amax = source.quantization.bits, source.quantization.amax
     if bits != 8:
         raise ExportError(f"{source.path} was trained for a simulation of int{bits}: only int8 runs")
-    placement = place(source.model)
+    model = on_pixels(source.model, source.info) if PIXELS in amax else source.model
+    placement = place(model)
     missing = sorted(set(placement.ranged()) - set(amax))
     if missing:
         raise ExportError(f"{source.path} has no range of {missing[0]}: train it again")
-    quantized, info, report = with_ranges(source.model, source.info, amax, placement)
+    quantized, info, report = with_ranges(model, source.info, amax, placement)
     return Graph(quantized, info, report)

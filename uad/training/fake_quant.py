@@ -7,12 +7,16 @@ NVIDIA no longer develops pytorch-quantization (2.1.3): nothing outside this fil
 """
 
 import warnings
-from typing import Collection, Dict, Optional, Tuple
+from typing import Collection, Dict, Optional
 
+import torch
+import torch.nn.functional as F
 from absl import logging
 from torch import Tensor, nn
 
+from engines.metadata import ModelInfo
 from export.onnx import export_network
+from export.pixels import PIXELS, grid_of, on_pixels
 from export.placement import place
 from uad.training.checkpoint import Quantization
 from uad.training.fold import Add
@@ -40,9 +44,26 @@ class QuantAdd(Add):
         return super().forward(left, self.quantizer(right))
 
 
+class PixelConv2d(QuantConv2d):  # type: ignore[misc]  # a module without types
+    """A first convolution that reads pixels as INT8 has them: see `export.pixels`. Its parameters stay the same."""
+
+    def on_grid_of(self, info: ModelInfo) -> None:
+        """Know the grid of the pixels."""
+        for name, value in zip(("std", "offset"), grid_of(info)):
+            self.register_buffer(name, torch.from_numpy(value).to(self.weight), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Of a normalised image (N, 3, H, W)."""
+        pixels = F.pad(image, 2 * [self.padding[1]] + 2 * [self.padding[0]]) * self.std + self.offset
+        weight = self.weight / self.std
+        bias = -(weight * self.offset).sum(dim=(1, 2, 3)) + (0.0 if self.bias is None else self.bias)
+        inputs = self._input_quantizer(pixels), self._weight_quantizer(weight), bias
+        return F.conv2d(*inputs, stride=self.stride, dilation=self.dilation)
+
+
 def insert_quantizers(
     network: nn.Module,
-    size: Tuple[int, int],
+    info: ModelInfo,
     quantization: Quantization,
     parts: Optional[Collection[str]] = None,
 ) -> None:
@@ -53,11 +74,13 @@ def insert_quantizers(
 
     Args:
         network: folded, in float.
-        size: (H, W) of its input.
+        info: its description.
         quantization: with a range for every tensor that `Placement.ranged` names.
         parts: which submodules of the network get them; None for all.
     """
-    model = export_network(network, size)
+    model = export_network(network, info.size)
+    if PIXELS in quantization.amax:
+        model = on_pixels(model, info)
     nodes = {node.name: node for node in model.graph.node}
     quantizers: Dict[str, nn.Module] = {}
     for tensor in place(model).activations:
@@ -73,7 +96,9 @@ def insert_quantizers(
                 skip = list(nodes[reader].input).index(tensor.name)
                 network.set_submodule(path, QuantAdd(quantizer, skip))
             elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                network.set_submodule(path, quantized_convolution(module, quantizer, quantization.bits))
+                of_pixels = info if tensor.name == PIXELS else None
+                convolution = quantized_convolution(module, quantizer, quantization.bits, of_pixels)
+                network.set_submodule(path, convolution)
             else:
                 network.set_submodule(path, nn.Sequential(quantizer, module))
 
@@ -83,17 +108,28 @@ def module_path(node_name: str) -> str:
     return ".".join(node_name.strip("/").split("/")[:-1])
 
 
-def quantized_convolution(module: nn.Module, quantizer: nn.Module, bits: int) -> nn.Module:
-    """The same convolution with the same parameters, quantizing its input and its weights."""
+def quantized_convolution(
+    module: nn.Module, quantizer: nn.Module, bits: int, of_pixels: Optional[ModelInfo] = None
+) -> nn.Module:
+    """The same convolution with the same parameters, quantizing its input and its weights.
+
+    Args:
+        module: a convolution or a transposed one.
+        quantizer: of its input.
+        bits: of the integers of its weights.
+        of_pixels: where it reads pixels, what says how they were normalised.
+    """
     transposed = isinstance(module, nn.ConvTranspose2d)
     names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
     names += ["output_padding"] if transposed else []
     arguments = {name: getattr(module, name) for name in names}
     weight = QuantDescriptor(num_bits=bits, axis=None if transposed else 0)
-    kind = QuantConvTranspose2d if transposed else QuantConv2d
+    kind = QuantConvTranspose2d if transposed else PixelConv2d if of_pixels else QuantConv2d
     quantized: nn.Module = kind(**arguments, bias=module.bias is not None, quant_desc_weight=weight)
     quantized.weight, quantized.bias = module.weight, module.bias
     quantized._input_quantizer = quantizer
+    if of_pixels and isinstance(quantized, PixelConv2d):
+        quantized.on_grid_of(of_pixels)
     return quantized
 
 

@@ -16,6 +16,7 @@ from export.bias import CORRECTION_IMAGES, BiasCorrection, by_depth
 from export.calibrate import calibrator as calibrator_of
 from export.equalize import equalize
 from export.onnx import export_network
+from export.pixels import PIXELS, RANGE, grid_of, on_pixels
 from export.placement import place
 from export.quantize import collect_histograms, insert_qdq, ranges
 from uad.data.batches import Batch, GoodImages
@@ -113,6 +114,7 @@ class QuantizationAware(Model):
         with progress("Equalising", len(images)) as step:
             model = equalize(export_network(self.network, self.start.size), with_steps(images, step))
         self._take(model, (1, 2))
+        model = on_pixels(model, self.start)
         placement = place(model)
         ranged = placement.ranged()
         with progress("Calibrating", len(images)) as step:
@@ -123,6 +125,8 @@ class QuantizationAware(Model):
                 for index in range(len(good.classes))
             ]
         amax = ranges(by_class, ranged, self._rule)
+        if PIXELS in amax:
+            amax[PIXELS] = RANGE
         if self.bits == 8:
             some = images[:: -(-len(images) // CORRECTION_IMAGES)]  # they lie class by class
             with progress("Correcting biases", len(by_depth(model))) as step:
@@ -133,17 +137,22 @@ class QuantizationAware(Model):
     def _take(self, model: onnx.ModelProto, inputs: Sequence[int]) -> None:
         """Copy weights (1) or biases (2) of the convolutions of a graph into the network."""
         values = constants(model)
+        std, offset = (torch.from_numpy(each).float() for each in grid_of(self.start))
         for node in backbone_convolutions(model):
             module = self.network.get_submodule(module_path(node.name))
             for index in [index for index in inputs if index < len(node.input)]:
-                parameter = module.weight if index == 1 else module.bias
-                assert isinstance(parameter, Tensor)
-                parameter.copy_(torch.from_numpy(values[node.input[index]].copy()))
+                weight, parameter = module.weight, module.weight if index == 1 else module.bias
+                assert isinstance(weight, Tensor) and isinstance(parameter, Tensor)
+                value = torch.from_numpy(values[node.input[index]].copy())
+                if node.input[0].startswith(PIXELS):  # its bias makes up for the grid of the pixels
+                    assert index == 2
+                    value += (weight / std * offset).sum(dim=(1, 2, 3))
+                parameter.copy_(value)
 
     def _quantize(self, amax: Dict[str, float]) -> None:
         self.quantization = Quantization(self.bits, amax)
         parts = None if self.quantized_teacher else self.trained
-        insert_quantizers(self.network, self.start.size, self.quantization, parts)
+        insert_quantizers(self.network, self.start, self.quantization, parts)
         self.network.to(memory_format=torch.channels_last)
         self.reference.to(memory_format=torch.channels_last)
 

@@ -38,7 +38,7 @@ class TorchEngine(Engine):
         if checkpoint.quantization is not None:
             from uad.training.fake_quant import insert_quantizers  # it takes its time to import
 
-            insert_quantizers(self.network, self.info.size, checkpoint.quantization)
+            insert_quantizers(self.network, self.info, checkpoint.quantization)
         self.network.to(device)
         self.path, self.batch, self.device = str(path), batch or 1, device
         if threads:

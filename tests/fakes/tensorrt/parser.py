@@ -22,6 +22,7 @@ LAYERS = {
     "Sqrt": "UNARY",
     "Log": "UNARY",
     "Concat": "CONCATENATION",
+    "Pad": "SLICE",
     "Transpose": "SHUFFLE",
     "Resize": "RESIZE",
     "Add": "ELEMENTWISE",

@@ -23,6 +23,7 @@ from engines.model_file import load_model, read_info
 from engines.qdq import integer_weights
 from export import sensitivity
 from export.check import TARGETS
+from export.pixels import PIXELS
 from uad import cli
 from uad.exporting import post_training
 from uad.exporting.float_layers import Agreement, Comparison, FloatLayers
@@ -343,11 +344,15 @@ def test_calibration_classes_are_those_that_calibrate(model: Path, root: Path, t
 
 
 def test_percentile_decides_how_much_is_clipped(model: Path, root: Path, tmp_path: Path) -> None:
-    def largest_scale(percentile: float) -> float:
-        file = export(model, root, tmp_path / "p.onnx", "int8", "--percentile", percentile)
-        return float(constants(load_model(file))["/normalize/Div_output_0_scale"])
+    def scales(percentile: float) -> dict[str, float]:
+        file = load_model(export(model, root, tmp_path / "p.onnx", "int8", "--percentile", percentile))
+        fixed = constants(file)
+        quantize = [node for node in file.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in fixed]
+        return {node.input[0]: float(fixed[node.input[1]]) for node in quantize}
 
-    assert largest_scale(50) < 0.8 * largest_scale(100)
+    half, whole = scales(50), scales(100)
+    assert half.pop(PIXELS) == whole.pop(PIXELS) == 1.0  # pixels are integers already
+    assert half and all(half[name] < 0.8 * whole[name] for name in whole)
 
 
 def test_calibration_images_of_any_size_are_resized(model: Path, tmp_path: Path) -> None:

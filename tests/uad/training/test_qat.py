@@ -22,6 +22,7 @@ from engines.metadata import ModelInfo
 from engines.model_file import info_of, load_model
 from engines.qdq import for_tensorrt
 from export.check import check_model
+from export.pixels import PIXELS, on_pixels
 from export.placement import place
 from export.quantize import with_ranges
 from uad import cli
@@ -167,7 +168,7 @@ def good(images: Any = IMAGES) -> GoodImages:
 
 def exported(model: Any) -> Any:
     network = float_network(model)
-    return _with_ranges(export_network(network, (SIZE, SIZE)), model)
+    return _with_ranges(on_pixels(export_network(network, (SIZE, SIZE)), model.start), model)
 
 
 # (a) Where the quantizers are, and what they compute ------------------------------------------------------------------
@@ -182,14 +183,21 @@ def quantizer_of(module: Any) -> Any:
     return getattr(module, "_input_quantizer", None)
 
 
+@pytest.mark.parametrize("pixels", [True, False])  # a run of before has none
 @each_backbone
-def test_quantizers_are_exactly_where_the_file_has_them(backbone: str, checkpoints: dict[str, Path]) -> None:
-    network = fold(load_checkpoint(checkpoints[backbone]).network)
+def test_quantizers_are_exactly_where_the_file_has_them(
+    backbone: str, pixels: bool, checkpoints: dict[str, Path]
+) -> None:
+    checkpoint = load_checkpoint(checkpoints[backbone])
+    network = fold(checkpoint.network)
     adds = sum(isinstance(module, Add) for module in network.modules())
     model = export_network(network, (SIZE, SIZE))
+    if pixels:
+        model = on_pixels(model, checkpoint.info)
     placed = place(model).activations
     amax = {name: 1.0 + index for index, name in enumerate(sorted({tensor.range_of for tensor in placed}))}
-    insert_quantizers(network, (SIZE, SIZE), Quantization(8, amax))
+    assert (PIXELS in amax) == pixels
+    insert_quantizers(network, checkpoint.info, Quantization(8, amax))
     expected = {
         reader.strip("/").rpartition("/")[0].replace("/", "."): amax[tensor.range_of]
         for tensor in placed
@@ -251,7 +259,7 @@ def test_biases_are_corrected_before_training(prepared: dict[str, Any]) -> None:
 @each_backbone
 def test_ranges_bear_the_names_of_tensors_in_the_exported_file(backbone: str, prepared: dict[str, Any]) -> None:
     model = prepared[backbone]
-    graph = export_network(float_network(model), (SIZE, SIZE))
+    graph = on_pixels(export_network(float_network(model), (SIZE, SIZE)), model.start)
     assert set(model.quantization.amax) >= {tensor.range_of for tensor in place(graph).activations}
     outputs = {name for node in graph.graph.node for name in node.output}
     assert set(model.quantization.amax) <= outputs

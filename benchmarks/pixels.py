@@ -23,6 +23,7 @@ from uad.exporting import post_training
 from uad.progress import progress
 from uad.tables import benchmark_table, markdown
 
+RUNTIMES = ("openvino", "onnxruntime")
 KEYS = ("image_auroc", "spearman", "flipped")
 VARIANTS = ("fp32", "int8, normalised pixels", "int8, pixels as they are")
 
@@ -68,14 +69,11 @@ def exported(checkpoint: Path, variant: str, work: Path, data: str) -> Path:
 
 def timed(files: "dict[str, Path]", threads: int, seconds: float) -> "list[dict[str, Any]]":
     """All files on both runtimes, in turns."""
-    names, commands = [], []
-    for runtime in ("openvino", "onnxruntime"):
-        for variant, file in files.items():
-            names.append(variant)
-            commands.append(worker_command(str(file), runtime, 1, threads))
+    turns = [(variant, str(file), runtime) for runtime in RUNTIMES for variant, file in files.items()]
+    commands = [worker_command(file, runtime, 1, threads) for _, file, runtime in turns]
     with progress("Measuring in turns", ROUNDS) as step:
-        reports = benchmark(names, commands, seconds, step)
-    return [dict(report) for report in reports]
+        reports = benchmark([file for _, file, _ in turns], commands, seconds, step)
+    return [{**report, "model": variant} for report, (variant, _, _) in zip(reports, turns, strict=True)]
 
 
 def page(result: "dict[str, Any]") -> str:

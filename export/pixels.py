@@ -1,9 +1,9 @@
 """The image on its own grid: a photograph has 8-bit integers already, and INT8 takes them as they are.
 
 The backbone reads normalised pixels, (p - mean) / std. Quantized like any tensor they lie on another grid, 1.2 grey
-levels apart: on pills and screws a third of the error of INT8 came from that alone (benchmarks/error.py). So the graph
-is rewritten, before its ranges are found, to read p - 128 instead, whose scale is 1 and whose rounding changes nothing:
-a weight is divided by std, and the bias makes up for what the mean and 128 differ. The graph computes the same.
+levels apart: 13% of the error of INT8 came from that alone (benchmarks/results/error.md). So the graph is rewritten,
+before its ranges are found, to read p - 128 instead, whose scale is 1 and whose rounding changes nothing: a weight is
+divided by std, and the bias makes up for what the mean and 128 differ. The graph computes the same.
 
 Around the image the first convolutions see zeros, which are mean pixels, not 128. So the normalised image is padded,
 and the convolutions themselves are not.

@@ -17,6 +17,7 @@ from engines.errors import RuntimeNotInstalled
 from engines.files import replacing, write_csv
 from engines.graph import constants
 from export.calibrate import Histogram, scale_from_amax
+from export.pixels import PIXELS
 from export.placement import Placement
 from export.quantize import insert_qdq
 from export.sensitivity import power_ratio_db, sqnr_db
@@ -78,6 +79,8 @@ def layer_reports(
     for tensor in placement.activations:
         histogram, limit = histograms[tensor.name], amax[tensor.range_of]
         clipped, noise = clipped_percent(histogram, limit), activation_sqnr_db(histogram, limit)
+        if tensor.name == PIXELS:  # nothing is rounded, and -128 is an integer of INT8, too
+            clipped, noise = 0.0, np.inf
         for layer in tensor.readers:
             weight, dead = figures.get(layer, (None, None))
             precision = "fp32" if layer in float_layers else "int8"

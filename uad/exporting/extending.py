@@ -21,6 +21,7 @@ from export.classes import BANK, Arrays, rows, together
 from export.errors import ExportError
 from export.explain import clipped_percent
 from export.implicit import STEPS, activation_ranges
+from export.pixels import PIXELS
 from export.quantize import collect_histograms
 from export.readout import read_statistics, with_statistics
 from uad.data.reading import each_image
@@ -163,6 +164,7 @@ def _ranges(
         if node.op_type == "QuantizeLinear" and node.input[0] not in values
     }
     ends = {**activation_ranges(model), **{name: STEPS * scale for name, scale in info.residual_scales.items()}}
+    ends.pop(PIXELS, None)  # no photograph leaves it: -128 is an integer of INT8, too
     samples = [sample for sample in images.readout if sample.class_name in came]
     with progress("Looking at ranges", len(samples)) as step:
         seen = collect_histograms(model, [*ends], with_steps(each_image(samples, info.size), step))

@@ -11,6 +11,7 @@ from graphs import Builder, node_of, quantize, random_images, reference_outputs,
 
 from engines.graph import attribute, constants
 from export.calibrate import calibrator
+from export.explain import layer_reports, observed_tensors
 from export.pixels import PIXELS, RANGE, on_pixels
 from export.placement import place
 from export.quantize import collect_histograms, with_ranges
@@ -44,6 +45,16 @@ def test_int8_reads_every_pixel_as_it_is() -> None:
     border = integers[:, :, 0, :].reshape(len(IMAGES), 3, -1)
     mean = np.rint(255 * np.array(tiny_info().mean)).reshape(1, 3, 1) - 128
     assert np.abs(border - mean).max() <= 1  # a mean pixel, as zeros are
+
+
+def test_no_pixel_is_said_to_be_clipped() -> None:
+    model = on_pixels(tiny(), tiny_info())
+    placement, black = place(model), np.zeros_like(IMAGES)
+    histograms = collect_histograms(model, observed_tensors(placement), black)
+    amax = {**{name: calibrator("minmax")(histogram) for name, histogram in histograms.items()}, PIXELS: RANGE}
+    assert histograms[PIXELS].amax == 128
+    reports = [each for each in layer_reports(model, placement, histograms, amax, {}, []) if each.tensor == PIXELS]
+    assert reports and all(each.clipped_percent == 0 and each.activation_sqnr_db == np.inf for each in reports)
 
 
 def test_what_the_first_convolution_computes_is_nearer_to_float() -> None:

@@ -45,12 +45,13 @@ def main() -> None:
     root = options.work / "images"
     names = gather(root)
     rows: list[dict[str, Any]] = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
-    result = {"machine": machine(), "steps": options.steps, "rows": rows}
+    result: dict[str, Any] = {"machine": machine(), "steps": options.steps, "rows": rows}
     for count in options.classes:
         grown = options.steps * count // 4
         for steps in [grown] if options.growing else dict.fromkeys((options.steps, grown)):
             run = options.work / f"{count}-classes-{steps}-steps"
-            rows.append({"classes": names[:count], **trained(run, root, names[:count], steps), "commit": commit()})
+            row = {"classes": names[:count], **trained(run, root, names[:count], steps)}
+            rows.append({**row, "commit": commit(), "processor": result["machine"]["processor"]})
             write_json(options.out, result)
             write_text(options.out.with_suffix(".md"), page(result))
             print(rows[-1], flush=True)
@@ -105,6 +106,8 @@ def page(result: "dict[str, Any]") -> str:
         markdown(header, rows),
         "",
     ]
+    others = sorted({row["processor"] for row in result["rows"]} - {result["machine"]["processor"]})
+    lines += [f"Some rows were measured on: {'; '.join(others)}.", ""] if others else []
     return "\n".join([*lines, footer(result["machine"], [row["commit"] for row in result["rows"]])])
 
 

@@ -18,7 +18,6 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from machine import commit, footer, machine
-from pytorch_quantization.nn import TensorQuantizer
 from torch import Tensor
 
 from engines.files import write_json, write_text
@@ -28,6 +27,7 @@ from uad.data.defects import with_faint_defects
 from uad.data.module import AnomalyData
 from uad.evaluation.metrics import spearman
 from uad.tables import markdown
+from uad.training.fake_quant import TensorQuantizer
 from uad.training.qat import FAINT, QuantizationAware
 
 DEAREST = 12  # quantizers that are named

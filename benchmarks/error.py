@@ -1,6 +1,6 @@
 """Where the error of INT8 comes from: maps of one model with some of its fake quantizers on, beside its float maps.
 
-    UAD_DATA=... python benchmarks/error.py --ckpt RUN/model.ckpt --data.root IMAGES --out FILE.json
+    python benchmarks/error.py --ckpt RUN/model.ckpt --data.root IMAGES --out FILE.json
 
 The error of a map is the mean squared difference of the roots of both maps (`uad.training.qat`), over held-out good
 images and copies of them with faint drawn defects. Each part of the quantizers is switched on alone; a share is its
@@ -10,7 +10,7 @@ test image is seen.
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -57,7 +57,7 @@ def main() -> None:
     rows.append(corrected)
     print(corrected, flush=True)
     without = without_each(model, images[::EVERY], (expected[0][::EVERY], expected[1][::EVERY]), labels[::EVERY])
-    with_all(model)
+    switch_on(model, quantizers(model))
     model.fit_readout(data.some_for_training(model.images_of_each_class, "Fitting the read-out"), good)
     rows.append(compared("and the read-out fitted", judged(model.network, images), expected, labels, data.class_names))
     result = {"machine": machine(), "commit": commit(), "rows": rows, "without": without, "model": model.start.model}
@@ -125,9 +125,14 @@ def parts(model: QuantizationAware) -> "dict[str, list[str]]":
 
 def with_only(model: QuantizationAware, chosen: "list[str]", images: Tensor) -> "tuple[Tensor, Tensor]":
     """What the network makes of images where these quantizers alone are on."""
+    switch_on(model, chosen)
+    return judged(model.network, images)
+
+
+def switch_on(model: QuantizationAware, chosen: "Collection[str]") -> None:
+    """These quantizers, and no other."""
     for name, quantizer in quantizers(model).items():
         (quantizer.enable if name in chosen else quantizer.disable)()
-    return judged(model.network, images)
 
 
 def compared(
@@ -141,12 +146,6 @@ def compared(
         row["error"][each] = float(error[some].mean())
         row["spearman"][each] = spearman(found[0][some].numpy(), expected[0][some].numpy())
     return row
-
-
-def with_all(model: QuantizationAware) -> None:
-    """Switch all of them on."""
-    for quantizer in quantizers(model).values():
-        quantizer.enable()
 
 
 def without_each(

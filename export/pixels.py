@@ -5,8 +5,8 @@ levels apart: 13% of the error of INT8 came from that alone (benchmarks/results/
 before its ranges are found, to read p - 128 instead, whose scale is 1 and whose rounding changes nothing: a weight is
 divided by std, and the bias makes up for what the mean and 128 differ. The graph computes the same.
 
-Around the image the first convolutions see zeros, which are mean pixels, not 128. So the normalised image is padded,
-and the convolutions themselves are not.
+Around the image the first convolutions see zeros, which are mean pixels, not 128. So p - mean is padded with zeros,
+before mean - 128 is added, and the convolutions themselves are not padded. The division by std is gone.
 """
 
 from typing import Dict, List, Optional, Tuple
@@ -20,6 +20,7 @@ from engines.graph import (
     constants,
     consumers,
     copy_of,
+    drop_nodes,
     in_backbone,
     producers,
     remove_unused_constants,
@@ -45,9 +46,9 @@ def on_pixels(model: onnx.ModelProto, info: ModelInfo) -> onnx.ModelProto:
         model: the graph; it is not changed.
         info: its description: mean and std.
     """
-    name = _normalized(model)
-    readers = [] if name is None else _readers(model, name)
-    if not readers:
+    divide = _division(model, info)
+    readers = [] if divide is None else _readers(model, divide.output[0])
+    if divide is None or not readers:
         return model
     rewritten = copy_of(model)
     graph, fixed = rewritten.graph, constants(model)
@@ -56,15 +57,14 @@ def on_pixels(model: onnx.ModelProto, info: ModelInfo) -> onnx.ModelProto:
     added: Dict[str, np.ndarray] = {
         "pads": np.array([0, 0, pad, pad, 0, 0, pad, pad], np.int64),
         "nothing": np.array(0.0, np.float32),
-        "std": std.astype(np.float32),
         "offset": offset.astype(np.float32),
     }
     names = {key: f"{PIXELS}/{key}" for key in added}
     graph.initializer.extend(numpy_helper.from_array(value, names[key]) for key, value in added.items())
-    padded, scaled = f"{PIXELS}/padded", f"{PIXELS}/scaled"
-    graph.node.append(helper.make_node("Pad", [str(name), names["pads"], names["nothing"]], [padded], f"{PIXELS}/Pad"))
-    graph.node.append(helper.make_node("Mul", [padded, names["std"]], [scaled], f"{PIXELS}/Mul"))
-    graph.node.append(helper.make_node("Add", [scaled, names["offset"]], [PIXELS], f"{PIXELS}/Add"))
+    padded, inputs = f"{PIXELS}/padded", [divide.input[0], names["pads"], names["nothing"]]
+    graph.node.append(helper.make_node("Pad", inputs, [padded], f"{PIXELS}/Pad"))
+    graph.node.append(helper.make_node("Add", [padded, names["offset"]], [PIXELS], f"{PIXELS}/Add"))
+    drop_nodes(rewritten, {divide.name})
     nodes = {node.name: node for node in graph.node}
     for reader in readers:
         node = nodes[reader.name]
@@ -98,12 +98,15 @@ def _reads_pixels(model: onnx.ModelProto, info: ModelInfo, pad: int) -> bool:
     return bool(np.abs(inside - (image.transpose(2, 0, 1) - MIDDLE)).max() < 0.01)
 
 
-def _normalized(model: onnx.ModelProto) -> Optional[str]:
-    """The tensor of the normalised image."""
-    made_by = producers(model)
+def _division(model: onnx.ModelProto, info: ModelInfo) -> Optional[onnx.NodeProto]:
+    """The last step of the normalisation, by std, which gives all that the backbone reads of the image."""
+    made_by, fixed = producers(model), constants(model)
     read = {name for node in model.graph.node if in_backbone(node) for name in node.input}
     names = [name for name in read if name in made_by and made_by[name].name.startswith(NORMALIZE)]
-    return names[0] if len(names) == 1 else None
+    node = made_by[names[0]] if len(names) == 1 else None
+    if node is None or node.op_type != "Div" or node.input[1] not in fixed:
+        return None
+    return node if np.allclose(fixed[node.input[1]], grid_of(info)[0]) else None
 
 
 def _readers(model: onnx.ModelProto, name: str) -> List[onnx.NodeProto]:

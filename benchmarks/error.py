@@ -2,11 +2,11 @@
 
     python benchmarks/error.py --ckpt RUN/model.ckpt --data.root IMAGES --out FILE.json
 
-The error of a map is the mean squared difference of the roots of both maps (`uad.training.qat`), over held-out good
-images and copies of them with faint drawn defects. Each part of the quantizers is switched on alone; a share is its
-error beside the error of all of them. Shares need not add up to 1. Bias correction and the read-out that is fitted
-again come last, each on top of what stands above it. Then each quantizer of an activation is switched off alone. No
-test image is seen.
+The error of a map is the mean squared difference of the roots of both maps, as a map is a sum of squares, over
+held-out good images and copies of them with faint drawn defects. Each part of the quantizers is switched on alone; a
+share is its error beside the error of all of them. Shares need not add up to 1. Bias correction and the read-out that
+is fitted again come last, each on top of what stands above it. Then each quantizer of an activation is switched off
+alone. No test image is seen.
 """
 
 import argparse
@@ -28,8 +28,9 @@ from uad.data.module import AnomalyData
 from uad.evaluation.metrics import spearman
 from uad.tables import markdown
 from uad.training.fake_quant import TensorQuantizer
-from uad.training.qat import FAINT, QuantizationAware
+from uad.training.qat import QuantizationAware
 
+FAINT = 1e-3  # added to anomaly maps before their root is taken
 DEAREST = 12  # quantizers that are named
 EVERY = 4  # of the images, on which one quantizer after the other is switched off
 

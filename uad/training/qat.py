@@ -2,12 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Dict, Literal, Sequence
+from typing import Any, Dict, List, Literal, Sequence
 
 import onnx
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from engines.errors import UserError
 from engines.graph import backbone_convolutions, constants
@@ -28,20 +28,21 @@ from uad.training.checkpoint import Quantization, load_checkpoint
 from uad.training.fake_quant import float_state, insert_quantizers, module_path
 from uad.training.fold import fold, parts_of
 
-FAINT = 1e-3  # added to anomaly maps before their root is taken, whose slope at 0 has no bound
+LEAST_VARIANCE = 1e-12  # of what a part says of a batch; one that says nothing has none
 
 
 class QuantizationAware(Model):
     """Fine-tunes a trained model under fake quantization, so that it judges as it did in float.
 
-    The loss compares two anomaly maps of good images: that of the quantized network, and that of the float network it
-    was made from. It is the mean squared difference of their square roots, because a map is a sum of squares.
+    Every part of the backbone is trained beside its float self, on good images. A part that was frozen, such as a
+    teacher, learns to say what it said in float. A part that was trained, such as a student, learns that distances are
+    what they were; it makes up for the rounding of both. No gradient of the distances reaches the teacher: one that may
+    follow its student leaves its own features. Each error is a mean square beside the variance of what is wanted, so
+    that no part has a weight to be chosen.
 
-    What the model trained before is trained again; what was frozen stays frozen. Both are quantized as they will be
-    deployed, so a student makes up for its teacher's rounding as well as for its own. Gradients pass rounding straight
-    through and stop at clipped values. Ranges of activations stay those of the calibrator; those of weights follow the
-    weights. The head stays as it is while it trains; in the end, what it knows of good images is fitted again to the
-    quantized network.
+    Gradients pass rounding straight through and stop at clipped values. Ranges of activations stay those of the
+    calibrator; those of weights follow the weights. The head stays as it is while it trains; in the end, what it knows
+    of good images is fitted again to the quantized network.
 
     Args:
         ckpt: the model.ckpt of a run, in float.
@@ -50,7 +51,7 @@ class QuantizationAware(Model):
         percentile: for percentile: percent of the values not clipped.
         calibration_images: how many training images the ranges come from, spread over the classes.
         bits: of the integers. Only 8 runs on a device; other widths are for study.
-        quantized_teacher: false leaves in float, while training, what is not trained, for comparison.
+        quantized_teacher: false leaves in float, while training, what was frozen, for comparison.
 
     Raises:
         UserError: a checkpoint that cannot serve, or a setting out of range.
@@ -91,6 +92,10 @@ class QuantizationAware(Model):
         self.trained = [name for name in parts_of(self.network) if is_trained(getattr(self.network, name))]
         if not self.trained:
             raise UserError(f"{ckpt} holds nothing that is trained: uad export --precision int8 quantizes it")
+        self.frozen_before = [name for name in parts_of(self.network) if name not in self.trained]
+        if quantized_teacher:
+            for name in self.frozen_before:
+                getattr(self.network, name).requires_grad_(True)
         self.quantization = Quantization(bits, {})
         self.description = {
             name: getattr(start.info, name) for name in ("model", "backbone", "map_stride", "mean", "std")
@@ -157,10 +162,12 @@ class QuantizationAware(Model):
         self.reference.to(memory_format=torch.channels_last)
 
     def loss(self, batch: Batch) -> Tensor:
-        """How far the quantized map is from the float one; see the class for why the root is taken."""
+        """How far each part is from what it said in float; see the class."""
         with torch.no_grad():
-            expected = self.reference(batch.image)[1]
-        return F.mse_loss(_root(self.network(batch.image)[1]), _root(expected))
+            wanted = _heard(self.reference, self.frozen_before, batch.image)
+        heard = _heard(self.network, self.frozen_before, batch.image)
+        errors = [F.mse_loss(one, other) / _variance(other) for one, other in zip(heard, wanted)]
+        return torch.stack(errors).sum()
 
     @property
     def fits_readout_to_held_out(self) -> bool:
@@ -179,8 +186,9 @@ class QuantizationAware(Model):
         return model
 
     def configure_optimizers(self) -> Any:
-        """What the float model trained."""
-        parameters = [parameter for name in self.trained for parameter in getattr(self.network, name).parameters()]
+        """One cycle over every part."""
+        parts = [getattr(self.network, name) for name in parts_of(self.network)]
+        parameters = [each for part in parts for each in part.parameters() if each.requires_grad]
         return self.one_cycle(parameters, self.lr, 0.0)
 
     def on_train_end(self) -> None:
@@ -202,6 +210,20 @@ class QuantizationAware(Model):
         return float_state(self.network)
 
 
-def _root(anomaly_map: Tensor) -> Tensor:
-    """The square root of a map; what rounding may have put below 0 counts as 0."""
-    return (anomaly_map.clamp_min(0.0) + FAINT).sqrt()
+def _heard(network: nn.Module, frozen: Sequence[str], image: Tensor) -> List[Tensor]:
+    """What frozen parts say of images, then the distances, whose gradient ends at these parts."""
+    heard: List[Tensor] = []
+
+    def cut(part: nn.Module, inputs: Any, said: Any) -> Any:
+        heard.extend([said] if isinstance(said, Tensor) else said)
+        return said.detach() if isinstance(said, Tensor) else [level.detach() for level in said]
+
+    hooks = [getattr(network, name).register_forward_hook(cut) for name in frozen]
+    distances: List[Tensor] = network.head.distances(*network.features(image))  # type: ignore[operator,union-attr]
+    for hook in hooks:
+        hook.remove()
+    return [*heard, *distances]
+
+
+def _variance(wanted: Tensor) -> Tensor:
+    return wanted.var().clamp_min(LEAST_VARIANCE)

@@ -271,26 +271,56 @@ def test_teacher_may_stay_in_float_for_comparison(checkpoints: dict[str, Path]) 
     for part, expected in (("teacher", False), ("student", True)):
         modules = getattr(model.network, part).modules()
         assert any(isinstance(module, TensorQuantizer) for module in modules) == expected
+    model.loss(Batch(*BATCH)).backward()
+    changed = {name.partition(".")[0] for name, each in model.network.named_parameters() if each.grad is not None}
+    assert changed == {"student"}
 
 
 # (b) A training step --------------------------------------------------------------------------------------------------
 
 
 @each_backbone
-def test_gradients_reach_every_weight_and_bias_of_the_student_and_none_of_the_teacher(
-    backbone: str, prepared: dict[str, Any]
-) -> None:
+def test_gradients_reach_every_weight_and_bias_of_the_backbone(backbone: str, prepared: dict[str, Any]) -> None:
     model = copy.deepcopy(prepared[backbone])
     model.train()
     model.loss(Batch(*BATCH)).backward()
-    student = dict(model.network.student.named_parameters())
-    assert {name.rpartition(".")[2] for name in student} == {"weight", "bias"}
-    without = [name for name, each in student.items() if each.grad is None or not each.grad.abs().sum() > 0]
-    assert without == []
-    assert all(each.grad.isfinite().all() for each in student.values())
-    assert all(each.grad is None for each in model.network.teacher.parameters())
-    assert all(each.grad is None for each in model.reference.parameters())
-    assert model.trained == ["student"]
+    for part in (model.network.teacher, model.network.student):
+        parameters = dict(part.named_parameters())
+        assert {name.rpartition(".")[2] for name in parameters} == {"weight", "bias"}
+        without = [name for name, each in parameters.items() if each.grad is None or not each.grad.abs().sum() > 0]
+        assert without == []
+        assert all(each.grad.isfinite().all() for each in parameters.values())
+    others = [*model.reference.parameters(), *model.network.head.parameters()]
+    assert all(each.grad is None for each in others)
+
+
+def test_no_gradient_of_the_distances_reaches_the_teacher(prepared: dict[str, Any]) -> None:
+    # A student that is wrong changes the gradient of the student alone.
+    gradients = []
+    for factor in (1.0, 2.0):
+        model = copy.deepcopy(prepared["resnet18"])
+        with torch.no_grad():
+            for parameter in model.network.student.parameters():
+                parameter *= factor
+        model.loss(Batch(*BATCH)).backward()
+        gradients.append({name: each.grad for name, each in model.network.named_parameters() if each.grad is not None})
+    one, other = gradients
+    same = {name for name in one if torch.equal(one[name], other[name])}
+    assert same == {name for name in one if name.startswith("teacher.")} != set()
+
+
+def test_what_no_image_changes_has_an_error_and_a_gradient(prepared: dict[str, Any]) -> None:
+    # Else its error would stand beside a variance of 0.
+    model = copy.deepcopy(prepared["resnet18"])
+    black = Batch(torch.zeros_like(IMAGES), BATCH[1])
+    for network in (model.reference, model.network):
+        with torch.no_grad():
+            for parameter in network.student.parameters():
+                parameter.zero_()
+    loss = model.loss(black)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(each.grad.isfinite().all() for each in model.network.parameters() if each.grad is not None)
 
 
 @each_backbone
@@ -298,7 +328,11 @@ def test_loss_falls_while_the_ranges_of_activations_stay(backbone: str, prepared
     model = copy.deepcopy(prepared[backbone])
     model.train()
     before = activation_ranges(model)
-    optimizer = torch.optim.AdamW(model.network.student.parameters(), 1e-5, weight_decay=0.0)
+    parameters = {name: each for name, each in model.network.named_parameters() if each.requires_grad}
+    with torch.no_grad():
+        for name, each in parameters.items():
+            each += 0.02 * name.endswith(".bias")  # or little is wrong with so small a network
+    optimizer = torch.optim.AdamW(parameters.values(), 1e-4, weight_decay=0.0)
     losses = []
     for _ in range(20):
         optimizer.zero_grad()
@@ -306,7 +340,7 @@ def test_loss_falls_while_the_ranges_of_activations_stay(backbone: str, prepared
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert min(losses[-3:]) < 0.9 * losses[0]
+    assert min(losses[-3:]) < 0.5 * losses[0]
     assert activation_ranges(model) == before
     # What was trained is what is exported.
     expected = runtime_outputs(exported(model), IMAGES.numpy(), ["anomaly_map"])[0]
@@ -316,22 +350,6 @@ def test_loss_falls_while_the_ranges_of_activations_stay(backbone: str, prepared
 def activation_ranges(model: Any) -> dict[str, float]:
     found = {name: quantizer_of(module) for name, module in model.network.named_modules()}
     return {name: float(each.amax) for name, each in found.items() if each is not None}
-
-
-def test_a_map_that_rounding_put_below_0_has_a_loss_and_a_gradient(prepared: dict[str, Any]) -> None:
-    class Below(nn.Module):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.value = nn.Parameter(torch.tensor(-0.5))
-
-        def forward(self, image: Any) -> Any:
-            return self.value.expand(len(image)), self.value.expand(len(image), 8, 8)
-
-    model = copy.deepcopy(prepared["resnet18"])
-    model.network = Below()
-    loss = model.loss(Batch(*BATCH))
-    loss.backward()
-    assert loss.isfinite() and model.network.value.grad.isfinite()
 
 
 # (c) Dead channels ----------------------------------------------------------------------------------------------------
@@ -411,18 +429,18 @@ def test_a_run_leaves_its_files_and_a_checkpoint_of_plain_values(runs: Runs) -> 
     assert not any(isinstance(module, TensorQuantizer) for module in checkpoint.network.modules())
 
 
-def test_training_changes_every_parameter_of_the_student_and_nothing_else(runs: Runs) -> None:
+def test_training_changes_every_parameter_of_the_backbone_and_nothing_else(runs: Runs) -> None:
     before = torch.load(runs.untrained, weights_only=True)
     after = torch.load(runs.trained.with_name("last.ckpt"), weights_only=True)
     assert before["quantization"] == after["quantization"]
-    parameters = [name for name in before["state_dict"] if name.startswith("student.")]
+    parameters = [name for name in before["state_dict"] if name.startswith(("teacher.", "student."))]
     changed = [
         name
         for name, value in before["state_dict"].items()
         if not torch.equal(value, after["state_dict"][f"network.{name}"])
         and not name.startswith("head.readout.")  # which is fitted in the end
     ]
-    assert changed == parameters and len(parameters) == 10
+    assert changed == parameters and len(parameters) == 20
 
 
 def test_training_that_does_not_help_leaves_the_weights_from_before_it(
@@ -509,7 +527,7 @@ def test_resuming_keeps_the_ranges(runs: Runs, tiny_run: Any, tmp_path: Path, mo
         if name.startswith("head.readout."):  # which is fitted in the end
             continue
         trained = last["state_dict"][f"network.{name}"]  # model.ckpt holds the best, which may be the start
-        assert torch.equal(trained, expected["state_dict"][name]) == (not name.startswith("student.")), name
+        assert torch.equal(trained, expected["state_dict"][name]) == (not name.startswith(("teacher.", "student."))), name
 
 
 def test_a_checkpoint_that_was_quantized_is_exported_in_one_way_only(

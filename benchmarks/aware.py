@@ -3,7 +3,7 @@
     python benchmarks/aware.py --ckpt RUN/model.ckpt --data.root IMAGES --variants map --out FILE.json
 
 All start from the same post-training ranges and biases. Judged are held-out good images and copies of them with faint
-drawn defects, by the fake-quantized network, whose read-out is fitted again. The error of a map is that of error.py;
+and with plain drawn defects, by the fake-quantized network, whose read-out is fitted again. The error of a map is that of error.py;
 it stands beside the error before training. No test image is seen. Rows that the file holds stay.
 """
 
@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from engines.files import write_json, write_text
 from export.pixels import RANGE
 from uad.data.batches import Batch, GoodImages
-from uad.data.defects import with_faint_defects
+from uad.data.defects import with_defects, with_faint_defects
 from uad.data.module import AnomalyData
 from uad.tables import markdown
 from uad.training.fake_quant import TensorQuantizer
@@ -79,9 +79,11 @@ def main() -> None:
     options = parser.parse_args()
     start, data = prepared(options.ckpt, options.root, corrected=True)
     good = data.held_out_good("").first_of_each_class(options.images)
-    drawn = np.concatenate([with_faint_defects(images, seed=label) for label, images in of_class(good)])
-    images = torch.cat([good.image, torch.from_numpy(drawn)])
-    labels = torch.cat([good.label, torch.cat([good.label[good.label == label] for label, _ in of_class(good)])])
+    drawn = [
+        draw(images, seed=label) for draw in (with_faint_defects, with_defects) for label, images in of_class(good)
+    ]
+    images = torch.cat([good.image, *map(torch.from_numpy, drawn)])
+    labels = torch.cat([good.label, *2 * [torch.sort(good.label).values]])
     expected = judged(start.reference, images)
     rows: list[dict[str, Any]] = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     for variant in options.variants:

@@ -3,8 +3,8 @@
     python benchmarks/aware.py --ckpt RUN/model.ckpt --data.root IMAGES --variants map --out FILE.json
 
 All start from the same post-training ranges and biases. Judged are held-out good images and copies of them with faint
-and with plain drawn defects, by the fake-quantized network, whose read-out is fitted again. The error of a map is that of error.py;
-it stands beside the error before training. No test image is seen. Rows that the file holds stay.
+and with plain drawn defects, by the fake-quantized network, whose read-out is fitted again. The error of a map is that
+of error.py; it stands beside the error before training. No test image is seen. Rows that the file holds stay.
 """
 
 import argparse

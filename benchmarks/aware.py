@@ -202,7 +202,17 @@ def page(result: "dict[str, Any]") -> str:
         figures = [np.mean(left), np.mean(correlations), np.min(correlations), *correlations]
         table.append([row["part"], str(row["steps"]), f"{row['minutes']:.1f}", *(f"{value:.4f}" for value in figures)])
     header = ["trained", "steps", "minutes", "error left", "Spearman, mean", "lowest", *classes]
-    lines = [f"# What quantization-aware training can win: {result['model']}", "", markdown(header, table), ""]
+    lines = [
+        f"# What quantization-aware training can win: {result['model']}",
+        "",
+        "Judged on held-out good images and copies of them with faint and with plain drawn defects, under fake",
+        "quantization, beside the float network. Error left: of the maps, beside no training; mean of the classes.",
+        "Spearman: rank correlation of scores. `uad fit`: the teacher learns its own features in float, the student its",
+        "distances. Map: the student learns the anomaly map. One seed; minutes beside another busy process.",
+        "",
+        markdown(header, table),
+        "",
+    ]
     return "\n".join([*lines, footer(result["machine"], [row["commit"] for row in rows])])
 
 

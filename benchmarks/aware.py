@@ -95,7 +95,7 @@ def main() -> None:
         row = compared(variant, judged(model.network, images), expected, labels, data.class_names)
         row.update(minutes=minutes, steps=VARIANTS[variant].steps, commit=commit())
         rows = [each for each in rows if each["part"] != variant] + [row]
-        result = {"machine": machine(), "model": start.start.model, "rows": rows}
+        result = {"machine": machine(), "model": start.start.model, "drawn": "faint and with plain", "rows": rows}
         write_json(options.out, result)
         write_text(options.out.with_suffix(".md"), page(result))
         print(row, flush=True)
@@ -205,7 +205,7 @@ def page(result: "dict[str, Any]") -> str:
     lines = [
         f"# What quantization-aware training can win: {result['model']}",
         "",
-        "Judged on held-out good images and copies of them with faint and with plain drawn defects, under fake",
+        f"Judged on held-out good images and copies of them with {result['drawn']} drawn defects, under fake",
         "quantization, beside the float network. Error left: of the maps, beside no training; mean of the classes.",
         "Spearman: rank correlation of scores. `uad fit`: the teacher learns its own float features, the student its",
         "distances. Map: the student learns the anomaly map. One seed; minutes beside another busy process.",

@@ -208,7 +208,7 @@ def page(result: "dict[str, Any]") -> str:
         f"Judged on held-out good images and copies of them with {result['drawn']} drawn defects, under fake",
         "quantization, beside the float network. Error left: of the maps, beside no training; mean of the classes.",
         "Spearman: rank correlation of scores. `uad fit`: the teacher learns its own float features, the student its",
-        "distances. Map: the student learns the anomaly map. One seed; minutes beside another busy process.",
+        "distances. Map: the student learns the anomaly map. One seed; minutes beside other busy processes.",
         "",
         markdown(header, table),
         "",

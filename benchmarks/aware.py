@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from error import FAINT, compared, judged, of_class, prepared
+from error import compared, judged, of_class, prepared, rooted
 from machine import commit, footer, machine
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
@@ -146,7 +146,7 @@ def errors(model: QuantizationAware, way: Way, batch: Batch) -> "dict[str, Tenso
         expected = reference.head(*wanted)[1]
     found = network.features(batch.image)
     if way.losses == ("map",):
-        return {"map": (_root(network.head(*found)[1]) - _root(expected)).square().mean()}
+        return {"map": (rooted(network.head(*found)[1]) - rooted(expected)).square().mean()}
     levels = [pair for side in zip(found, wanted, strict=True) for pair in zip(*side, strict=True)]
     distances = zip(network.head.distances(*found), reference.head.distances(*wanted), strict=True)
     pairs = {"features": levels, "distances": list(distances)}
@@ -184,10 +184,6 @@ def learn_ranges(network: nn.Module) -> "list[nn.Parameter]":
             if isinstance(child, TensorQuantizer) and name != "_weight_quantizer" and float(child.amax) != RANGE:
                 setattr(module, name, learned.setdefault(id(child), LearnedQuantizer(float(child.amax))))
     return [each.log_amax for each in learned.values()]
-
-
-def _root(anomaly_map: Tensor) -> Tensor:
-    return (anomaly_map.clamp_min(0.0) + FAINT).sqrt()
 
 
 def page(result: "dict[str, Any]") -> str:

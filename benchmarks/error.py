@@ -92,7 +92,12 @@ def judged(network: torch.nn.Module, images: Tensor) -> "tuple[Tensor, Tensor]":
     with torch.inference_mode():
         outputs = [network(some)[:2] for some in images.split(8)]
     score, maps = (torch.cat(each) for each in zip(*outputs, strict=True))
-    return score, (maps.clamp_min(0.0) + FAINT).sqrt()
+    return score, rooted(maps)
+
+
+def rooted(anomaly_map: Tensor) -> Tensor:
+    """The root of a map; what rounding may have put below 0 counts as 0."""
+    return (anomaly_map.clamp_min(0.0) + FAINT).sqrt()
 
 
 def quantizers(model: QuantizationAware) -> "dict[str, TensorQuantizer]":
